@@ -1,0 +1,150 @@
+"""Files: atomic writes, hashes, and the three formats an artefact may have (safetensors, parquet, JSON)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from components.errors import IntaglioError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
+
+    Whoever is killed in between leaves the old file whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys. NaN becomes null: JSON has no NaN."""
+    write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        IntaglioError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise IntaglioError(f"{path}: file not found; run the stage that writes it") from None
+    except ValueError as error:
+        raise IntaglioError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays as safetensors, in sorted order, so that equal arrays give equal bytes."""
+    write_bytes(path, save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}))
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read a safetensors file.
+
+    Raises:
+        IntaglioError: the file is missing or corrupt.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise IntaglioError(f"{path}: file not found; run the stage that writes it") from None
+    except SafetensorError as error:
+        raise IntaglioError(f"{path}: not a safetensors file, or truncated ({error})") from None
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as parquet."""
+    with atomic_file(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet table.
+
+    Raises:
+        IntaglioError: the file is missing or corrupt.
+    """
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise IntaglioError(f"{path}: file not found; run the stage that writes it") from None
+    except (OSError, ValueError) as error:
+        raise IntaglioError(f"{path}: not a parquet file, or truncated ({error})") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

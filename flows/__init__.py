@@ -1,0 +1,1 @@
+"""Orchestration: the one place that knows Prefect, MLflow and DVC."""
