@@ -78,8 +78,8 @@ class Finetune(_Section):
     reuse_threshold: Annotated[float, Field(ge=0)]
     epochs: Positive
     batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    head_learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    head_learning_rate: Annotated[float, Field(gt=0, le=10)]
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_fraction: Share
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -88,7 +88,7 @@ class Finetune(_Section):
 
 
 class Signature(_Section):
-    """The Dirichlet-process Gaussian mixture of method.md section 3."""
+    """The Dirichlet-process Gaussian mixture of docs/method.md."""
 
     components: Positive
     pca_dims: Positive

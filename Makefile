@@ -1,0 +1,42 @@
+# make run: set up, then run the pipeline once.  make test: set up with the development tools, then every check.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# uv reads its own variable for a folder of local wheels; pip's setting, where there is one, is handed on.
+INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt
+
+.PHONY: run test format clean
+
+run: .venv/run.stamp
+	@$(BIN)/intaglio run
+
+test: .venv/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+format: .venv/test.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+
+.venv/base.stamp:
+	@echo "setting up .venv (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "error: $(PYTHON) is not Python 3.11 to 3.13; try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9
+	@touch $@
+
+.venv/run.stamp: .venv/base.stamp pyproject.toml constraints.txt
+	@echo "installing from constraints.txt"
+	@$(INSTALL) -e .
+	@touch $@
+
+.venv/test.stamp: .venv/base.stamp pyproject.toml constraints.txt
+	@echo "installing from constraints.txt, with the development tools"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@ .venv/run.stamp

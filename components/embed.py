@@ -1,0 +1,94 @@
+"""From images on disk to pixels, tokens and embeddings, in bounded memory and with visible progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from components.backbone import Vit
+from components.images import Limits, open_image, to_square
+from components.modules import Modules
+
+Pixels = NDArray[np.uint8]
+Embeddings = NDArray[np.float32]
+
+BATCH = 64  # images a forward pass
+_DECODERS = 2
+
+
+@dataclass
+class Progress:
+    """Prints how far a long loop is and when it ends, at most every `every` seconds."""
+
+    what: str
+    total: int
+    every: float = 2.0
+    _start: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=time.monotonic)
+
+    def at(self, done: int, note: str = "") -> None:
+        """Report `done` of `total`; the last one is always printed."""
+        now = time.monotonic()
+        if done < self.total and now - self._last < self.every:
+            return
+        self._last = now
+        filled = round(20 * done / max(self.total, 1))
+        left = (now - self._start) * (self.total - done) / max(done, 1)
+        bar = "#" * filled + "." * (20 - filled)
+        print(f"{self.what} [{bar}] {done}/{self.total} ETA {left:.0f} s {note}".rstrip(), flush=True)
+
+
+def pixel_batches(paths: Sequence[Path], size: int, limits: Limits, batch: int = BATCH) -> Iterator[Pixels]:
+    """Decoded images in order, (<= batch, size, size, 3) each; the next batch is decoded while one is used.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+
+    def read(path: Path) -> Pixels:
+        return to_square(open_image(path, limits), size)
+
+    with ThreadPoolExecutor(_DECODERS) as pool:
+        ahead: list[Future[Pixels]] = []
+        for start in range(0, len(paths) + batch, batch):
+            ready, ahead = ahead, [pool.submit(read, path) for path in paths[start : start + batch]]
+            if ready:
+                yield np.stack([future.result() for future in ready])
+
+
+def precision(vit: Vit) -> AbstractContextManager[object]:
+    """bfloat16 autocast on CUDA, float32 elsewhere."""
+    return torch.autocast(vit.device.type, dtype=torch.bfloat16, enabled=vit.device.type == "cuda")
+
+
+def embed_images(
+    modules: Modules, paths: Sequence[Path], tasks: Sequence[str | None], limits: Limits, what: str
+) -> dict[str | None, Embeddings]:
+    """h_k of every image for every task in `tasks` (None: h_0), the trunk computed once.
+
+    Returns:
+        (len(paths), d) float32 for each of `tasks`.
+    """
+    vit, progress, done = modules.vit, Progress(what, len(paths)), 0
+    out = {task: np.empty((len(paths), vit.embedding_width), dtype=np.float32) for task in tasks}
+    for pixels in pixel_batches(paths, vit.image_size, limits):
+        for task, rows in embed_pixels(modules, pixels, tasks).items():
+            out[task][done : done + len(pixels)] = rows
+        done += len(pixels)
+        progress.at(done)
+    return out
+
+
+def embed_pixels(modules: Modules, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
+    """As `embed_images`, of one batch of pixels (n, size, size, 3)."""
+    with torch.inference_mode(), precision(modules.vit):
+        tokens, trunk = modules.vit.trunk(pixels)
+        return {task: modules.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}

@@ -1,0 +1,338 @@
+"""A task's low-rank module: selective reuse of the past, plus a new component orthogonal to it (docs/method.md).
+
+For every adapted linear layer   dW_k = B_past diag(s) A_past + B_k A_k,   with B_past, A_past frozen. Both terms are
+ordinary PEFT LoRA adapters; `s` and the orthogonality are parametrisations of their weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from components.backbone import Vit
+from components.config import BASE, Finetune
+from components.errors import IntaglioError
+from components.io import atomic_folder, read_arrays, read_json, sha256_file, write_arrays, write_json
+from components.vision import LoraConfig, LoraLayer, LoraModel, PeftModel, get_peft_model
+
+Matrix = NDArray[np.float32]
+_LINEAR = r"(attn\.(qkv|proj)|mlp\.fc[12])"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update `b @ a` of one linear layer: b (out, r), a (r, in), float32."""
+
+    b: Matrix
+    a: Matrix
+
+    @property
+    def rank(self) -> int:
+        """Number of directions r."""
+        return int(self.a.shape[0])
+
+
+Module = Mapping[str, LowRank]  # layer name -> its update
+
+
+def stack(parts: Sequence[LowRank]) -> LowRank:
+    """The sum of updates as one update of the summed rank."""
+    return LowRank(np.concatenate([part.b for part in parts], axis=1), np.concatenate([part.a for part in parts]))
+
+
+def truncate(update: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The best approximation of `update` with at most `rank` directions, and its relative Frobenius error.
+
+    SVD of b @ a through two thin QR factorisations: O((out + in) r^2), never forming the full matrix.
+    """
+    if update.rank <= rank:
+        return update, 0.0
+    q_b, r_b = np.linalg.qr(update.b.astype(np.float64))
+    q_a, r_a = np.linalg.qr(update.a.astype(np.float64).T)
+    u, sigma, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    root = np.sqrt(sigma[:rank])
+    total = float(np.linalg.norm(sigma))
+    error = float(np.linalg.norm(sigma[rank:])) / total if total > 0 else 0.0
+    b, a = (q_b @ u[:, :rank]) * root, root[:, None] * (vt[:rank] @ q_a.T)
+    return LowRank(b.astype(np.float32), a.astype(np.float32)), error
+
+
+def orthonormal_basis(columns: NDArray[Any]) -> Matrix:
+    """Orthonormal basis (n, q) of the span of `columns` (n, m); directions of no energy are left out."""
+    if columns.shape[1] == 0 or not columns.any():
+        return np.zeros((columns.shape[0], 0), dtype=np.float32)
+    u, sigma, _ = np.linalg.svd(columns.astype(np.float64), full_matrices=False)
+    return cast(Matrix, u[:, sigma > sigma[0] * 1e-6].astype(np.float32))
+
+
+class Scale(nn.Module):
+    """Parametrisation B -> B diag(s), with s learned from 0: which past directions to reuse, and how much."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.s = nn.Parameter(torch.zeros(rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(out, rank) -> (out, rank)."""
+        return weight * self.s
+
+
+class Orthogonal(nn.Module):
+    """Parametrisation that keeps a factor orthogonal to `basis` (n, q): B -> (I - U U^T) B, A -> A (I - V V^T).
+
+    In float32 whatever the autocast, so that <B_k A_k, B_past D A_past>_F = 0 holds for every diagonal D.
+    """
+
+    basis: Tensor
+
+    def __init__(self, basis: Tensor, rows: bool) -> None:
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("basis", basis)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """A factor (n, r), or (r, n) where `rows`, without its part in the span of `basis`."""
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.rows:
+                return weight - (weight @ self.basis) @ self.basis.T
+            return weight - self.basis @ (self.basis.T @ weight)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A ViT whose tail carries a new component and the frozen past; `peft` wraps the same modules as the ViT."""
+
+    peft: PeftModel
+    layers: Mapping[str, LoraLayer]
+    past: Module
+
+    def scales(self) -> list[Tensor]:
+        """The s of every layer, each (past rank,)."""
+        return [_scale(layer) for layer in self.layers.values()] if self.past else []
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned: the new factors and the scales."""
+        return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
+
+    def component(self) -> dict[str, LowRank]:
+        """The new component alone, as (B_k, A_k) per layer."""
+        return {
+            name: LowRank(_array(_factor(layer.lora_B, "new").weight), _array(_factor(layer.lora_A, "new").weight))
+            for name, layer in self.layers.items()
+        }
+
+    def reuse(self, threshold: float) -> dict[str, Matrix]:
+        """s per layer, entries below `threshold` as exact zeros."""
+        found = {name: _array(_scale(layer)) for name, layer in self.layers.items()} if self.past else {}
+        return {name: np.where(np.abs(s) < threshold, 0, s).astype(np.float32) for name, s in found.items()}
+
+
+def attach(vit: Vit, past: Module, finetune: Finetune, seed: int) -> Trainable:
+    """Put a new component, and the past where there is one, on the last blocks of `vit`.
+
+    At the start the output is exactly the frozen backbone's: B_k = 0 and s = 0.
+    """
+    torch.manual_seed(seed)
+    peft = cast(PeftModel, get_peft_model(vit.model, _lora_config(vit, finetune.rank), adapter_name="new"))
+    if past:
+        rank = next(iter(past.values())).rank
+        peft.add_adapter("past", _lora_config(vit, rank))
+        cast(LoraModel, peft.base_model).set_adapter(["new", "past"])
+    layers = {name: layer for name, layer in vit.model.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in layers.items():
+        if past:
+            _freeze_past(layer, past[name])
+    peft.eval().to(vit.device)
+    return Trainable(peft, layers, past)
+
+
+def _freeze_past(layer: LoraLayer, past: LowRank) -> None:
+    new_a, new_b = _factor(layer.lora_A, "new"), _factor(layer.lora_B, "new")
+    old_a, old_b = _factor(layer.lora_A, "past"), _factor(layer.lora_B, "past")
+    with torch.no_grad():
+        old_a.weight.copy_(torch.tensor(past.a))
+        old_b.weight.copy_(torch.tensor(past.b))
+    for factor in (old_a, old_b):
+        factor.weight.requires_grad_(False)
+    parametrize.register_parametrization(old_b, "weight", Scale(past.rank))
+    u = torch.from_numpy(orthonormal_basis(past.b))
+    v = torch.from_numpy(orthonormal_basis(past.a.T))
+    parametrize.register_parametrization(new_b, "weight", Orthogonal(u, rows=False))
+    parametrize.register_parametrization(new_a, "weight", Orthogonal(v, rows=True))
+
+
+def _scale(layer: LoraLayer) -> Tensor:
+    parametrizations = cast(nn.ModuleDict, _factor(layer.lora_B, "past").parametrizations)
+    return cast(Scale, cast(nn.ModuleList, parametrizations["weight"])[0]).s
+
+
+def _factor(factors: nn.ModuleDict, adapter: str) -> nn.Linear:
+    return cast(nn.Linear, factors[adapter])
+
+
+def _array(tensor: Tensor) -> Matrix:
+    return cast(Matrix, tensor.detach().float().cpu().numpy().copy())
+
+
+def _lora_config(vit: Vit, rank: int) -> LoraConfig:
+    blocks = "|".join(str(number) for number in range(vit.trunk_depth, len(vit.model.blocks)))
+    # lora_alpha = r makes PEFT's scaling 1, so that the stored factors are the update itself.
+    return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=rf"blocks\.({blocks})\.{_LINEAR}")
+
+
+def read_past(folder: Path, previous: str, budget: int) -> dict[str, LowRank]:
+    """The components of all tasks up to `previous`, stacked per layer and cut to `budget` directions of most energy.
+
+    Each module names the one before it and the sha256 of its description, so the chain is checked on the way.
+
+    Raises:
+        IntaglioError: a module is missing, or differs from the one its successor was trained on.
+    """
+    chain: list[Module] = []
+    task, expected = previous, None
+    while task != BASE:
+        path = folder / task / "module.json"
+        facts = read_json(path)
+        if expected not in (None, sha256_file(path)):
+            raise IntaglioError(f"{path}: changed since a later task was trained on it; run the pipeline again")
+        chain.append(read_component(folder / task))
+        task, expected = facts["previous"], facts["previous_sha256"]
+    chain.reverse()
+    return {layer: truncate(stack([module[layer] for module in chain]), budget)[0] for layer in (chain or [{}])[0]}
+
+
+def read_component(folder: Path) -> dict[str, LowRank]:
+    """One task's own component (B_k, A_k) per layer.
+
+    Raises:
+        IntaglioError: the file is missing or damaged.
+    """
+    path, facts = folder / "component.safetensors", read_json(folder / "module.json")
+    if sha256_file(path) != facts["component_sha256"]:
+        raise IntaglioError(f"{path}: damaged (sha256 differs from module.json); run the stage 'finetune' again")
+    arrays = read_arrays(path)
+    layers = sorted({name.rpartition(".")[0] for name in arrays})
+    return {layer: LowRank(arrays[f"{layer}.B"], arrays[f"{layer}.A"]) for layer in layers}
+
+
+def write_module(
+    folder: Path, task: str, previous: str, trained: Trainable, vit: Vit, finetune: Finetune
+) -> dict[str, float]:
+    """Store a trained module: its component, its reuse of the past, and the sum of both as a plain PEFT adapter.
+
+    Returns:
+        adapter_rank, truncation_error (largest relative error over the layers), reused_directions.
+    """
+    component, reuse = trained.component(), trained.reuse(finetune.reuse_threshold)
+    merged = {
+        layer: truncate(_effective(component[layer], trained.past.get(layer), reuse.get(layer)), finetune.max_rank)
+        for layer in component
+    }
+    rank = max(update.rank for update, _ in merged.values())
+    facts: dict[str, float] = {
+        "adapter_rank": rank,
+        "truncation_error": max(error for _, error in merged.values()),
+        "reused_directions": sum(int(np.count_nonzero(s)) for s in reuse.values()),
+    }
+    with atomic_folder(folder / task) as temporary:
+        arrays = {f"{layer}.B": update.b for layer, update in component.items()}
+        arrays |= {f"{layer}.A": update.a for layer, update in component.items()}
+        write_arrays(temporary / "component.safetensors", arrays)
+        if reuse:
+            write_arrays(temporary / "reuse.safetensors", reuse)
+        _write_adapter(temporary / "adapter", {layer: update for layer, (update, _) in merged.items()}, vit, rank)
+        link = {
+            "task": task,
+            "previous": previous,
+            "previous_sha256": sha256_file(folder / previous / "module.json"),
+            "backbone_sha256": vit.sha256,
+            "component_sha256": sha256_file(temporary / "component.safetensors"),
+            "adapter_sha256": sha256_file(temporary / "adapter/adapter_model.safetensors"),
+        }
+        write_json(temporary / "module.json", link | facts)
+    return facts
+
+
+def _effective(component: LowRank, past: LowRank | None, s: Matrix | None) -> LowRank:
+    if past is None or s is None or not s.any():
+        return component
+    used = s != 0
+    return stack([LowRank(past.b[:, used] * s[used], past.a[used]), component])
+
+
+def _write_adapter(folder: Path, updates: Module, vit: Vit, rank: int) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer, update in updates.items():
+        missing = rank - update.rank  # one rank for all layers keeps the adapter loadable by any PEFT version
+        prefix = f"base_model.model.{layer}"
+        arrays[f"{prefix}.lora_A.weight"] = np.pad(update.a, ((0, missing), (0, 0)))
+        arrays[f"{prefix}.lora_B.weight"] = np.pad(update.b, ((0, 0), (0, missing)))
+    config = _lora_config(vit, rank)
+    config.inference_mode = True
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    write_arrays(folder / "adapter_model.safetensors", arrays)
+
+
+class Modules:
+    """The frozen backbone with the stored modules of several tasks, one active at a time, through plain PEFT.
+
+    Wraps `vit.model` in place: afterwards `vit.tail` runs with the active module.
+    """
+
+    def __init__(self, vit: Vit, folder: Path, tasks: Sequence[str]) -> None:
+        """Load `tasks` from `folder`/<task>/adapter.
+
+        Raises:
+            IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
+        """
+        self.vit = vit
+        self._names = {task: f"m{number}" for number, task in enumerate(tasks)}  # PEFT forbids some names
+        self._peft: PeftModel | None = None
+        for task, name in self._names.items():
+            self._load(folder / task, name)
+
+    def embed(self, task: str | None, tokens: Tensor, trunk: Tensor) -> Tensor:
+        """h_k, or h_0 where `task` is None: tokens (n, tokens, width), trunk (n, trunk_width) -> (n, d)."""
+        if self._peft is None or task is None:
+            return torch.cat([trunk, self._frozen_tail(tokens)], dim=1)
+        self._peft.set_adapter(self._names[task], inference_mode=True)
+        return torch.cat([trunk, self.vit.tail(tokens)], dim=1)
+
+    def _frozen_tail(self, tokens: Tensor) -> Tensor:
+        if self._peft is None:
+            return self.vit.tail(tokens)
+        with self._peft.disable_adapter():
+            return self.vit.tail(tokens)
+
+    def _load(self, folder: Path, name: str) -> None:
+        facts, adapter = read_json(folder / "module.json"), folder / "adapter"
+        if facts["backbone_sha256"] != self.vit.sha256:
+            raise IntaglioError(f"{folder}: was trained on another backbone; run the pipeline again")
+        weights = adapter / "adapter_model.safetensors"
+        if not weights.exists() or sha256_file(weights) != facts["adapter_sha256"]:
+            raise IntaglioError(f"{weights}: missing or damaged (sha256); run the stage 'finetune' again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.vit.model, str(adapter), adapter_name=name).eval()
+            else:
+                self._peft.load_adapter(str(adapter), adapter_name=name)
+        self._peft.requires_grad_(False).eval().to(self.vit.device)
+
+
+def copy_module(source: Path, target: Path) -> None:
+    """Copy what prediction needs of a module: its description and its PEFT adapter."""
+    target.mkdir(parents=True)
+    shutil.copy2(source / "module.json", target)
+    shutil.copytree(source / "adapter", target / "adapter")

@@ -1,0 +1,262 @@
+"""What a task leaves behind: statistics and a mixture that retrieve it, and a classifier (docs/method.md)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp
+from sklearn.covariance import oas
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import BayesianGaussianMixture
+
+from components.backbone import choose_device, load_vit
+from components.config import Config
+from components.config import Signature as Settings
+from components.embed import Embeddings, embed_images
+from components.errors import IntaglioError
+from components.images import Limits
+from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
+from components.manifest import read_manifest, split_of
+from components.modules import Modules
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+_MIN_WEIGHT = 1e-3  # components below it were pruned by the Dirichlet process
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sufficient statistics of a task on h_0: counts (C,), class means (C, d), within-class scatter (d, d).
+
+    They add up over tasks, so a covariance pooled over all tasks needs no old data.
+    """
+
+    counts: Vector
+    means: Matrix
+    scatter: Matrix
+
+    @classmethod
+    def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Statistics:
+        """Of embeddings h (n, d) with labels (n,) in range(classes), each class at least once."""
+        x = h.astype(np.float64)
+        means = np.stack([x[labels == label].mean(axis=0) for label in range(classes)])
+        residual = x - means[labels]
+        return cls(np.bincount(labels, minlength=classes).astype(np.float64), means, residual.T @ residual)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A diagonal Gaussian mixture on q principal components, with isotropic noise outside them: a density on R^d.
+
+    weights (K,), means (K, q), variances (K, q), center (d,), axes (q, d) orthonormal rows, noise: a variance.
+    Probabilistic PCA (Tipping and Bishop, 1999) gives every task's density the same support.
+    """
+
+    weights: Vector
+    means: Matrix
+    variances: Matrix
+    center: Vector
+    axes: Matrix
+    noise: float
+
+    @classmethod
+    def fit(cls, h: Embeddings, settings: Settings, seed: int) -> Mixture:
+        """A Dirichlet-process mixture (scikit-learn's variational one) of embeddings h (n, d), n >= 2."""
+        x = h.astype(np.float64)
+        dims = min(settings.pca_dims, len(x) - 1, x.shape[1] - 1)
+        pca = PCA(dims, svd_solver="full").fit(x)
+        model = BayesianGaussianMixture(
+            n_components=min(settings.components, len(x)),
+            covariance_type="diag",
+            weight_concentration_prior_type="dirichlet_process",
+            weight_concentration_prior=settings.weight_concentration,
+            reg_covar=1e-6 * float(pca.explained_variance_.mean()) + 1e-12,
+            max_iter=300,
+            random_state=seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the bound moves by less than a reader would notice
+            model.fit(pca.transform(x))
+        kept = model.weights_ >= _MIN_WEIGHT
+        weights = model.weights_[kept] / model.weights_[kept].sum()
+        noise = max(float(pca.noise_variance_), 1e-12)
+        return cls(weights, model.means_[kept], model.covariances_[kept], pca.mean_, pca.components_, noise)
+
+    @property
+    def centroids(self) -> Matrix:
+        """The component means in the space of the embeddings, (K, d)."""
+        return self.means @ self.axes + self.center
+
+    def log_density(self, h: Embeddings) -> Vector:
+        """log p_k of embeddings h (n, d), (n,)."""
+        x = h.astype(np.float64) - self.center
+        z = x @ self.axes.T
+        outside = np.maximum((x**2).sum(axis=1) - (z**2).sum(axis=1), 0)
+        rest = x.shape[1] - z.shape[1]
+        log_noise = -0.5 * (outside / self.noise + rest * np.log(2 * np.pi * self.noise))
+        squared = (z[:, None, :] - self.means) ** 2 / self.variances
+        log_parts = -0.5 * (squared + np.log(2 * np.pi * self.variances)).sum(axis=2) + np.log(self.weights)
+        return cast(Vector, logsumexp(log_parts, axis=1) + log_noise)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Linear discriminant analysis, shrunk covariance: coef (C, d), intercept (C,), temperature of its softmax."""
+
+    coef: Matrix
+    intercept: Vector
+    temperature: float
+
+    @classmethod
+    def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Classifier:
+        """Of embeddings h (n, d) with labels (n,). Equal class priors; OAS shrinkage (Chen et al., 2010)."""
+        statistics = Statistics.fit(h, labels, classes)
+        covariance, _ = oas(h.astype(np.float64) - statistics.means[labels], assume_centered=True)
+        return cls.from_covariance(statistics.means, covariance)
+
+    @classmethod
+    def from_covariance(cls, means: Matrix, covariance: Matrix) -> Classifier:
+        """The discriminant of Gaussians with `means` (C, d) and one `covariance` (d, d)."""
+        ridge = 1e-9 * np.trace(covariance) / len(covariance) + 1e-12  # a class of equal images has no spread
+        coef = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), means.T).T
+        return cls(coef, -0.5 * np.einsum("cd,cd->c", means, coef), 1.0)
+
+    def calibrated(self, h: Embeddings, labels: Labels) -> Classifier:
+        """With the temperature that maximises the likelihood of held-out data (Guo et al., 2017)."""
+        if len(h) == 0:
+            return self
+        scores = self._scores(h)
+
+        def loss(log_temperature: float) -> float:
+            chosen = log_softmax(scores / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels]
+            return -float(chosen.mean())
+
+        found = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")
+        return Classifier(self.coef, self.intercept, float(np.exp(found.x)))
+
+    def log_probabilities(self, h: Embeddings) -> Matrix:
+        """log p(c | x, k) of embeddings h (n, d), (n, C)."""
+        return cast(Matrix, log_softmax(self._scores(h) / self.temperature, axis=1))
+
+    def _scores(self, h: Embeddings) -> Matrix:
+        return h.astype(np.float64) @ self.coef.T + self.intercept
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All that retrieval and prediction know of a task."""
+
+    task: str
+    classes: tuple[str, ...]
+    statistics: Statistics
+    mixture: Mixture
+    classifier: Classifier
+
+
+def fit_signature(root: Path, config: Config, task: str) -> None:
+    """The `signature` stage: write models/signatures/<task> from the task's train and val images."""
+    vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
+    modules = Modules(vit, root / "models/modules", [task])
+    manifest = read_manifest(root, task)
+    rows = {name: split_of(manifest, name) for name in ("train", "val")}
+    classes = tuple(sorted(rows["train"]["label"].unique()))
+    if not classes:
+        raise IntaglioError(f"task {task!r}: no readable training image; run the stage 'ingest' again")
+    folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
+    paths = {name: [folder / path for path in table["path"]] for name, table in rows.items()}
+    labels = {name: _indices(table["label"].tolist(), classes) for name, table in rows.items()}
+    h = {
+        name: embed_images(modules, paths[name], (None, task), limits, f"signature {task}: {name} split")
+        for name in paths
+    }
+    classifier = Classifier.fit(h["train"][task], labels["train"], len(classes))
+    signature = Signature(
+        task,
+        classes,
+        Statistics.fit(h["train"][None], labels["train"], len(classes)),
+        Mixture.fit(h["train"][task], config.signature, config.seed),
+        classifier.calibrated(h["val"][task], labels["val"]),
+    )
+    write_signature(root / "models/signatures", signature)
+
+
+def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:
+    return np.array([classes.index(label) for label in labels], dtype=np.int64)
+
+
+def write_signature(folder: Path, signature: Signature) -> None:
+    """Store a signature under `folder`/<task>, the centroids in a file of their own."""
+    mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
+    upper = np.triu_indices(len(statistics.scatter))
+    with atomic_folder(folder / signature.task) as temporary:
+        write_arrays(
+            temporary / "shared.safetensors",
+            {
+                "counts": statistics.counts,
+                "means": statistics.means.astype(np.float32),
+                "scatter": statistics.scatter[upper].astype(np.float32),
+            },
+        )
+        # The mixture's means stand in the centroids' file alone: it is the one that people look at.
+        write_arrays(
+            temporary / "mixture.safetensors",
+            {
+                "variances": mixture.variances,
+                "center": mixture.center,
+                "axes": mixture.axes,
+                "noise": np.array([mixture.noise]),
+            },
+        )
+        write_arrays(temporary / "centroids.safetensors", {"centroids": mixture.centroids, "weights": mixture.weights})
+        write_classifier(temporary, classifier)
+        facts = {"task": signature.task, "classes": signature.classes, "centroids": len(mixture.weights)}
+        write_json(temporary / "signature.json", facts)
+
+
+def write_classifier(folder: Path, classifier: Classifier) -> None:
+    """Store a classifier in `folder`."""
+    arrays: Arrays = {"coef": classifier.coef.astype(np.float32), "intercept": classifier.intercept}
+    write_arrays(folder / "classifier.safetensors", arrays | {"temperature": np.array([classifier.temperature])})
+
+
+def read_signature(folder: Path, task: str) -> Signature:
+    """The signature under `folder`/<task>.
+
+    Raises:
+        IntaglioError: a file is missing or damaged.
+    """
+    facts = read_json(folder / task / "signature.json")
+    shared = read_arrays(folder / task / "shared.safetensors")
+    width = shared["means"].shape[1]
+    scatter = np.zeros((width, width))
+    scatter[np.triu_indices(width)] = shared["scatter"]
+    scatter = scatter + np.triu(scatter, 1).T
+    statistics = Statistics(shared["counts"], shared["means"].astype(np.float64), scatter)
+    return Signature(
+        task, tuple(facts["classes"]), statistics, read_mixture(folder / task), read_classifier(folder / task)
+    )
+
+
+def read_mixture(folder: Path) -> Mixture:
+    """The mixture of a signature's folder."""
+    arrays: dict[str, Any] = read_arrays(folder / "mixture.safetensors")
+    centroids = read_arrays(folder / "centroids.safetensors")
+    means = (centroids["centroids"] - arrays["center"]) @ arrays["axes"].T
+    noise = float(arrays["noise"][0])
+    return Mixture(centroids["weights"], means, arrays["variances"], arrays["center"], arrays["axes"], noise)
+
+
+def read_classifier(folder: Path) -> Classifier:
+    """The classifier of a signature's folder."""
+    arrays = read_arrays(folder / "classifier.safetensors")
+    return Classifier(arrays["coef"].astype(np.float64), arrays["intercept"], float(arrays["temperature"][0]))

@@ -1,0 +1,61 @@
+"""The thin command line that dvc.yaml calls: `python -m components.stages STAGE [TASK]`.
+
+Exit status: 0; 1 for an error that the user can act on; 75 (EX_TEMPFAIL) where trying again may help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from components.config import load_config
+from components.errors import IntaglioError, TransientError
+
+# stage -> its function. Imported when called: a stage that needs no torch does not wait for it.
+STAGES = {
+    "backbone": "components.weights:convert",
+    "fetch": "components.sources:fetch",
+    "evaluate": "components.evaluate:evaluate",
+    "report": "components.report:write_report",
+    "bundle": "components.bundle:write_bundle",
+}
+TASK_STAGES = {
+    "ingest": "components.manifest:ingest",
+    "validate": "components.validate:validate",
+    "finetune": "components.finetune:finetune",
+    "signature": "components.signature:fit_signature",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage in the current folder and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m components.stages", description=__doc__.partition("\n")[0])
+    parser.add_argument("stage", choices=[*STAGES, *TASK_STAGES])
+    parser.add_argument("task", nargs="?")
+    given = parser.parse_args(arguments)
+    if (given.task is not None) != (given.stage in TASK_STAGES):
+        parser.error(f"stage {given.stage} takes {'a' if given.stage in TASK_STAGES else 'no'} task")
+    try:
+        config = load_config()
+        if given.task is not None and given.task not in config.tasks:
+            raise IntaglioError(f"params.yaml has no task {given.task!r}; it has {', '.join(config.tasks)}")
+        module, _, name = (STAGES | TASK_STAGES)[given.stage].partition(":")
+        stage = getattr(importlib.import_module(module), name)
+        stage(Path(), config, *([given.task] if given.task else []))
+    except TransientError as error:
+        return _fail(error, 75)
+    except IntaglioError as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: IntaglioError, status: int) -> int:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The door to timm and peft, which both import torchvision: it makes torchvision importable first."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+_DECLARED: list[torch.library.Library] = []  # a library's schemas last as long as it is referenced
+
+
+def _declare_torchvision_operators() -> None:
+    """Let a CUDA-built torchvision import beside a CPU torch: its extension, which declares these two, cannot load."""
+    spec = find_spec("torchvision")
+    extension = next(Path(spec.origin).parent.glob("_C*.so"), None) if spec and spec.origin else None
+    try:
+        if extension is not None:
+            torch.ops.load_library(str(extension))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _DECLARED.append(library)
+
+
+_declare_torchvision_operators()
+
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from peft.tuners.lora import LoraLayer, LoraModel  # noqa: E402
+from timm import create_model  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
+
+__all__ = [
+    "LoraConfig",
+    "LoraLayer",
+    "LoraModel",
+    "PeftModel",
+    "VisionTransformer",
+    "checkpoint_filter_fn",
+    "create_model",
+    "get_peft_model",
+]

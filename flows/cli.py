@@ -1,0 +1,217 @@
+"""The console command. Imports stand inside the commands: torch, Prefect and MLflow take seconds each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from components.errors import IntaglioError
+
+app = typer.Typer(
+    help="Continual fine-tuning of one frozen vision transformer, as a pipeline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+tasks = typer.Typer(help="The tasks of the stream.", no_args_is_help=True)
+app.add_typer(tasks, name="task")
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """The entry point: an error that a user can act on is one line, never a stack trace."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line; returns its exit status."""
+    status = _run(arguments)
+    if status == _INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return int(app(args=arguments, prog_name="intaglio", standalone_mode=False) or 0)
+    except IntaglioError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return _INTERRUPTED
+    except BrokenPipeError:  # `intaglio predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _project() -> Path:
+    from flows.settings import enter, find_root
+
+    root = find_root()
+    enter(root)
+    return root
+
+
+@app.command()
+def run() -> None:
+    """Run the pipeline once: every stage that changed, then publish, judge and promote."""
+    root = _project()
+    from flows.lock import run_lock
+    from flows.preflight import preflight
+    from flows.server import start_server
+    from flows.summary import closing_lines
+    from flows.unchanged import unchanged
+
+    with run_lock(root):
+        config = preflight(root)
+        if summary := unchanged(root, config):
+            print("\n".join(closing_lines(summary)))
+            return
+        print("starting Prefect ...", flush=True)
+        server = start_server(root)
+        from flows.pipeline import continual_finetuning
+
+        print(f"Prefect's pages during the run: {server.wait()}", flush=True)
+        continual_finetuning(str(root))
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders, or quoted patterns such as 'in/**/*.jpg'.")],
+    as_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many answers per image.")] = 1,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Name the task and the class of images, with the champion (or the bundle in a folder)."""
+    from flows.classify import champion_bundle, classify, expand, show
+    from flows.settings import find_root, quiet_environment
+
+    if bundle is None:
+        root = find_root()
+        for name, value in quiet_environment(root).items():
+            os.environ.setdefault(name, value)
+        bundle = champion_bundle(root)
+    elif not bundle.is_dir():
+        raise IntaglioError(f"{bundle}: folder not found; a bundle is the folder that the stage `bundle` writes")
+    from components.predict import Predictor
+
+    predictor = Predictor.load(bundle, device=device)
+    failures = show(classify(predictor, expand(paths), top), as_lines, top)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def promote(
+    version: Annotated[int | None, typer.Option(help="A version's number; default: the challenger.")] = None,
+    force: Annotated[bool, typer.Option(help="Promote even if a gate blocks; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; kept in the version's tag `forced`.")] = "",
+) -> None:
+    """Run the gates for the challenger and make it champion if it passes."""
+    if force and not reason.strip():
+        raise IntaglioError("--force needs --reason TEXT: it is kept with the version")
+    root = _project()
+    from components.config import load_config
+    from flows.lock import run_lock
+    from flows.promote import promote as promote_version
+    from flows.summary import gate_table, verdict
+    from flows.tracking import connect
+
+    with run_lock(root):
+        gates = load_config(root / "params.yaml").gates
+        number = None if version is None else str(version)
+        decision = promote_version(connect(root), gates, number, reason.strip() if force else None)
+    for line in [verdict(decision), *gate_table(decision.rows)]:
+        print(line)
+    if decision.verdict == "blocked":
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback() -> None:
+    """Make the previous champion champion again."""
+    root = _project()
+    from flows.lock import run_lock
+    from flows.promote import rollback as roll_back
+    from flows.tracking import connect
+
+    with run_lock(root):
+        before, after = roll_back(connect(root))
+    print(f"champion: version {after} again; version {before} was rolled back")
+
+
+@app.command()
+def status() -> None:
+    """Show the champion, the versions and the last runs."""
+    root = _project()
+    from flows.status import status_lines
+
+    for line in status_lines(root):
+        print(line)
+
+
+@app.command(name="serve-schedule")
+def serve_schedule(cron: Annotated[str, typer.Option(help="When to run, as a cron expression.")] = "0 3 * * *") -> None:
+    """Serve the flow on a schedule until interrupted."""
+    root = _project()
+    from flows.preflight import preflight
+    from flows.schedule import serve_schedule as serve
+
+    preflight(root)
+    serve(root, cron)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        print(f"intaglio {installed('intaglio')}")
+    except PackageNotFoundError:
+        raise IntaglioError("intaglio is not installed here; run `pip install -e .` in its folder") from None
+
+
+@tasks.command(name="add")
+def add(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, '_' and '-'.")],
+    folder: Annotated[
+        Path, typer.Argument(help="One folder of images per class, or train/val/test with such folders.")
+    ],
+    params: Annotated[Path | None, typer.Option(help="The file to change; default: the project's params.yaml.")] = None,
+) -> None:
+    """Append a folder of images as the next task."""
+    from flows.own_task import add_task
+    from flows.settings import find_root
+
+    added = add_task(find_root(), name, folder, params)
+    contents = f"{len(added.classes)} classes, {added.images} images"
+    print(f"task {added.name} follows {added.previous}: {contents} in {added.folder}")
+    print("next: `intaglio run` does only this task's stages and the shared ones at the end")
+
+
+@tasks.command(name="list")
+def list_tasks() -> None:
+    """List the tasks in order of arrival."""
+    from components.config import load_config
+    from flows.settings import find_root
+
+    config = load_config(find_root() / "params.yaml")
+    width = max(len(name) for name in config.tasks)
+    for position, (name, task) in enumerate(config.stream.tasks.items(), start=1):
+        print(f"{position:>3}  {name:<{width}}  {task.folder}")

@@ -1,0 +1,91 @@
+"""The resolved dvc.yaml as ordered stages. No second DAG is written anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from components.errors import IntaglioError
+from flows.settings import stage_environment
+
+# The stages that compute on the accelerator, or on all cores where there is none.
+DEVICE_STAGES = frozenset({"backbone", "finetune", "signature", "evaluate"})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml with its variables filled in; `upstream` are the stages whose outputs it reads."""
+
+    name: str
+    upstream: frozenset[str]
+
+    @property
+    def needs_device(self) -> bool:
+        """Whether only one such stage may run at a time."""
+        return self.name.partition("@")[0] in DEVICE_STAGES
+
+
+@dataclass(frozen=True)
+class Dag:
+    """All stages, in an order in which they can run."""
+
+    stages: tuple[Stage, ...]
+
+    @cached_property
+    def _descendants(self) -> Mapping[str, frozenset[str]]:
+        found: dict[str, set[str]] = {stage.name: set() for stage in self.stages}
+        for stage in reversed(self.stages):
+            for name in stage.upstream:
+                found[name] |= {stage.name} | found[stage.name]
+        return {name: frozenset(below) for name, below in found.items()}
+
+    def downstream(self, names: Iterable[str]) -> frozenset[str]:
+        """Every stage that reads, directly or not, what the named stages write."""
+        return frozenset().union(*(self._descendants[name] for name in names))
+
+    def by_urgency(self) -> tuple[Stage, ...]:
+        """The stages that most others wait for come first, so that the chain of tasks starts early."""
+        return tuple(sorted(self.stages, key=lambda stage: -len(self._descendants[stage.name])))
+
+
+def read_dag(root: Path) -> Dag:
+    """Resolve dvc.yaml with DVC itself (templates, `foreach`, overlapping outputs).
+
+    Raises:
+        IntaglioError: DVC rejects dvc.yaml or params.yaml.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            graph = repo.index.graph
+            upstream = {stage.addressing: _names(graph.successors(stage)) for stage in graph}
+    except DvcException as error:
+        cause = error.__cause__ or error
+        raise IntaglioError(f"{root / 'dvc.yaml'}: {' '.join(f'{error}: {cause}'.split())}") from None
+    order = TopologicalSorter(upstream).static_order()
+    return Dag(tuple(Stage(name, upstream[name]) for name in order))
+
+
+def _names(stages: Iterable[object]) -> frozenset[str]:
+    return frozenset(str(getattr(stage, "addressing", stage)) for stage in stages)
+
+
+def changed_stages(root: Path) -> frozenset[str]:
+    """The stages that `dvc repro` would look at: their dependencies, parameters, command or outputs changed.
+
+    Raises:
+        IntaglioError: `dvc status` failed.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
+    done = subprocess.run(command, cwd=root, env=stage_environment(root), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise IntaglioError(f"dvc status failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+    return frozenset(json.loads(done.stdout))

@@ -1,0 +1,117 @@
+"""The tracking database and the model registry: where they are, and the names used in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlparse
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+
+from components.errors import IntaglioError
+from flows.settings import EXPERIMENT, MODEL, artifact_root, tracking_uri
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+PARENT_KIND = "pipeline"
+TASK_KIND = "task"
+
+
+def connect(root: Path) -> MlflowClient:
+    """A client of the project's own database; it is created on first use."""
+    artifact_root(root).mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(root)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: MlflowClient, root: Path) -> str:
+    """The experiment, with its artefacts under mlruns/artifacts.
+
+    Raises:
+        IntaglioError: the database was made in another folder, to which its artefacts' addresses point.
+    """
+    location = artifact_root(root).as_uri()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    if experiment.artifact_location != location:
+        raise IntaglioError(
+            f"{root / 'mlruns'}: was made in {local_path(experiment.artifact_location).parent}; move the project back, "
+            "or set mlruns/mlflow.db and mlruns/artifacts aside and run again: the stages' results are kept"
+        )
+    return str(experiment.experiment_id)
+
+
+def runs(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
+    """Runs that satisfy an MLflow filter, newest first."""
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment], condition, order_by=["attributes.start_time DESC"], page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def versions(client: MlflowClient) -> list[ModelVersion]:
+    """All versions of the model, newest first."""
+    found = client.search_model_versions(f"name='{MODEL}'")
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def aliases(client: MlflowClient) -> dict[str, str]:
+    """Alias -> version; empty while nothing is registered."""
+    models = client.search_registered_models(f"name='{MODEL}'")
+    return {alias: str(version) for model in models for alias, version in model.aliases.items()}
+
+
+def version_of(client: MlflowClient, number: str) -> ModelVersion:
+    """One version of the model.
+
+    Raises:
+        IntaglioError: there is no such version.
+    """
+    for version in versions(client):
+        if str(version.version) == number:
+            return version
+    known = ", ".join(str(version.version) for version in versions(client)) or "none"
+    raise IntaglioError(f"model {MODEL}: there is no version {number}; known versions: {known}")
+
+
+def tags_of(version: ModelVersion) -> dict[str, str]:
+    """A version's tags."""
+    return cast(dict[str, str], dict(version.tags))
+
+
+def tag_version(client: MlflowClient, number: str, tags: dict[str, Any]) -> None:
+    """Set several tags of a version."""
+    for key, value in tags.items():
+        client.set_model_version_tag(MODEL, number, key, str(value))
+
+
+def bundle_of(client: MlflowClient, root: Path, number: str) -> Path:
+    """The local folder of a version's bundle; found also where the whole project was moved.
+
+    Raises:
+        IntaglioError: its files are gone.
+    """
+    recorded = local_path(str(version_of(client, number).source)) / "artifacts" / "bundle"
+    parts = recorded.parts
+    candidates = [recorded]
+    if "mlruns" in parts:
+        last = len(parts) - 1 - parts[::-1].index("mlruns")
+        candidates.append(root.joinpath(*parts[last:]))
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise IntaglioError(
+        f"{recorded}: the files of model {MODEL} version {number} are gone; use `--bundle models/bundle`"
+    )
+
+
+def local_path(uri: str) -> Path:
+    """The path behind a file:// address."""
+    return Path(unquote(urlparse(uri).path))

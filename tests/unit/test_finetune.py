@@ -1,0 +1,80 @@
+"""Learning a task: the same bytes every time, nothing of other tasks read or changed, and clear failures."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from components.config import Config
+from components.errors import IntaglioError
+from components.finetune import _rate, finetune
+from components.io import read_json, sha256_file
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_module_is_reproducible_and_leaves_earlier_ones_alone(learned: Path, config: Config) -> None:
+    before = digests(learned / "models/modules")
+    shutil.rmtree(learned / "models/modules/high")
+    finetune(learned, config, "high")
+    assert digests(learned / "models/modules") == before
+
+
+def test_nothing_of_another_task_is_read(learned: Path, config: Config) -> None:
+    for folder in ("images/low", "images/middle", "models/signatures"):
+        shutil.rmtree(learned / folder)
+    (learned / "data/manifests/low.parquet").unlink()
+    (learned / "data/manifests/middle.parquet").unlink()
+    before = sha256_file(learned / "models/modules/high/module.json")
+    finetune(learned, config, "high")
+    assert sha256_file(learned / "models/modules/high/module.json") == before
+
+
+def test_learning_reports_what_it_did(learned: Path) -> None:
+    figures = read_json(learned / "reports/finetune/high.json")
+    history = pd.read_csv(learned / "reports/finetune/high.csv")
+    assert list(history.columns) == ["epoch", "train_loss", "val_loss", "val_accuracy"]
+    assert len(history) == figures["epochs"]
+    assert history.loc[figures["best_epoch"] - 1, "val_accuracy"] == pytest.approx(figures["val_accuracy"])
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+    assert figures["adapter_rank"] == 9
+    assert figures["reused_directions"] > 0
+    assert read_json(learned / "reports/finetune/low.json")["reused_directions"] == 0
+
+
+def test_a_small_rank_budget_is_kept_and_its_error_recorded(learned: Path, config: Config) -> None:
+    small = config.model_copy(update={"finetune": config.finetune.model_copy(update={"max_rank": 4})})
+    finetune(learned, small, "high")
+    figures = read_json(learned / "reports/finetune/high.json")
+    assert figures["adapter_rank"] == 4
+    assert 0 < figures["truncation_error"] < 1
+
+
+def test_a_loss_that_explodes_is_reported_before_anything_is_written(learned: Path, config: Config) -> None:
+    before = digests(learned / "models/modules")
+    wild = config.finetune.model_copy(update={"learning_rate": 1e15})
+    with pytest.raises(IntaglioError, match=r"'high': the loss is not finite in epoch .*lower finetune.learning_rate"):
+        finetune(learned, config.model_copy(update={"finetune": wild}), "high")
+    assert digests(learned / "models/modules") == before
+
+
+def test_an_empty_split_is_named(learned: Path, config: Config) -> None:
+    path = learned / "data/manifests/high.parquet"
+    manifest = pd.read_parquet(path)
+    manifest[manifest["split"] != "val"].to_parquet(path)
+    with pytest.raises(IntaglioError, match="'high': its val split is empty"):
+        finetune(learned, config, "high")
+
+
+def test_the_schedule_warms_up_and_ends_at_zero() -> None:
+    rates = [_rate(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == 1
+    assert rates[100] == pytest.approx(0)
+    assert all(late <= early for early, late in pairwise(rates[10:]))

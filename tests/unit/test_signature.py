@@ -1,0 +1,182 @@
+"""Signatures and retrieval: densities, pooled statistics, discriminants, against references computed another way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal, norm
+from sklearn.covariance import oas
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from components.config import Config
+from components.errors import IntaglioError
+from components.io import read_arrays
+from components.retrieve import PooledRetriever, choose_task, log_posterior, shrunk_covariance
+from components.signature import Classifier, Mixture, Statistics, fit_signature, read_signature, write_signature
+
+
+def clusters(seed: int, classes: int, per_class: int, width: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    h = rng.normal(size=(classes, width))[labels] * spread + rng.normal(size=(len(labels), width))
+    return h.astype(np.float32), labels
+
+
+def test_the_mixture_is_a_density_on_the_whole_space(config: Config) -> None:
+    h, _ = clusters(0, 3, 60, 12)
+    mixture = Mixture.fit(h, config.signature, seed=0)
+    outside = np.eye(12) - mixture.axes.T @ mixture.axes
+    expected = np.zeros(len(h))
+    for weight, mean, variance in zip(mixture.weights, mixture.centroids, mixture.variances, strict=True):
+        covariance = mixture.axes.T @ np.diag(variance) @ mixture.axes + mixture.noise * outside
+        # Outside the axes the mixture knows no means of its own: it is centred there.
+        expected += weight * multivariate_normal(mean, covariance).pdf(h.astype(np.float64))
+    np.testing.assert_allclose(mixture.log_density(h), np.log(expected), atol=1e-6)
+
+
+def test_the_mixture_finds_the_clusters_and_prefers_them(config: Config) -> None:
+    h, _ = clusters(1, 3, 100, 12, spread=6.0)
+    mixture = Mixture.fit(h, config.signature, seed=0)
+    assert mixture.weights.sum() == pytest.approx(1)
+    assert len(mixture.weights) >= 3
+    far = h + 50
+    assert mixture.log_density(h).min() > mixture.log_density(far).max()
+
+
+def test_permuting_components_changes_nothing(config: Config) -> None:
+    h, _ = clusters(2, 3, 50, 10)
+    mixture = Mixture.fit(h, config.signature, seed=0)
+    order = np.random.default_rng(0).permutation(len(mixture.weights))
+    other = Mixture(
+        mixture.weights[order],
+        mixture.means[order],
+        mixture.variances[order],
+        mixture.center,
+        mixture.axes,
+        mixture.noise,
+    )
+    np.testing.assert_allclose(other.log_density(h), mixture.log_density(h))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_handful_of_images_is_enough(config: Config, count: int) -> None:
+    h, _ = clusters(3, 1, count, 10)
+    assert np.isfinite(Mixture.fit(h, config.signature, seed=0).log_density(h)).all()
+
+
+@given(sizes=st.lists(st.integers(2, 6), min_size=2, max_size=5), seed=st.integers(0, 999))
+def test_statistics_of_tasks_add_up_to_those_of_all_at_once(sizes: list[int], seed: int) -> None:
+    parts = [clusters(seed + number, classes, 7, 4) for number, classes in enumerate(sizes)]
+    tasks = [Statistics.fit(h, labels, int(labels.max()) + 1) for h, labels in parts]
+    offsets = np.cumsum([0, *sizes[:-1]])
+    h = np.concatenate([part[0] for part in parts])
+    labels = np.concatenate([part[1] + offset for part, offset in zip(parts, offsets, strict=True)])
+    at_once = Statistics.fit(h, labels, sum(sizes))
+    np.testing.assert_allclose(sum(task.scatter for task in tasks), at_once.scatter, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([task.means for task in tasks]), at_once.means, atol=1e-12)
+
+
+def test_shrinkage_from_the_scatter_is_scikit_learns_from_the_data() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 25)) @ np.diag(np.linspace(0.1, 3, 25))
+    np.testing.assert_allclose(shrunk_covariance(x.T @ x, 40), oas(x, assume_centered=True)[0], rtol=1e-9)
+
+
+def test_scores_are_mahalanobis_distances_and_task_order_changes_nothing() -> None:
+    parts = [clusters(seed, 3, 20, 6) for seed in range(3)]
+    tasks = [Statistics.fit(h, labels, 3) for h, labels in parts]
+    h = np.concatenate([part[0] for part in parts])
+    retriever = PooledRetriever.fit(tasks)
+    freedom = 3 * (60 - 3)
+    inverse = np.linalg.inv(shrunk_covariance(sum(task.scatter for task in tasks), freedom))
+    means = np.concatenate([task.means for task in tasks])
+    delta = h[:, None, :].astype(np.float64) - means
+    np.testing.assert_allclose(
+        retriever.class_scores(h), -0.5 * np.einsum("ncd,de,nce->nc", delta, inverse, delta), atol=1e-6
+    )
+    order = [2, 0, 1]
+    other = PooledRetriever.fit([tasks[number] for number in order])
+    np.testing.assert_allclose(other.scores(h), retriever.scores(h)[:, order], atol=1e-9)
+    restored = PooledRetriever.from_arrays(retriever.to_arrays())
+    np.testing.assert_allclose(restored.scores(h), retriever.scores(h), rtol=1e-4)
+
+
+def test_two_classes_at_distance_delta_are_confused_as_the_theory_says() -> None:
+    rng, delta, count = np.random.default_rng(0), 2.0, 200_000
+    statistics = [
+        Statistics(np.array([1e9]), mean[None], np.eye(4) * 1e9) for mean in (np.zeros(4), np.eye(4)[0] * delta)
+    ]
+    x = rng.normal(size=(count, 4)).astype(np.float32)
+    confused = (PooledRetriever.fit(statistics).scores(x).argmax(axis=1) == 1).mean()
+    expected = norm.cdf(-delta / 2)
+    assert confused == pytest.approx(expected, abs=5 * np.sqrt(expected / count))
+
+
+def test_soft_choice_weighs_the_class_too() -> None:
+    scores = np.log(np.array([[0.55, 0.45]]))
+    assert choose_task(scores).tolist() == [0]
+    assert choose_task(scores, np.log(np.array([[0.4, 0.9]]))).tolist() == [1]
+    assert np.exp(log_posterior(scores)).sum() == pytest.approx(1)
+
+
+def test_the_classifier_is_linear_discriminant_analysis() -> None:
+    h, labels = clusters(4, 4, 50, 8)
+    statistics = Statistics.fit(h, labels, 4)
+    covariance = statistics.scatter / len(h)
+    ours = Classifier.from_covariance(statistics.means, covariance).log_probabilities(h)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.25] * 4).fit(h.astype(np.float64), labels)
+    np.testing.assert_allclose(ours, reference.predict_log_proba(h.astype(np.float64)), atol=1e-4)
+
+
+def test_calibration_lowers_the_loss_and_changes_no_choice() -> None:
+    h, labels = clusters(5, 4, 30, 20, spread=0.5)
+    held_out, truth = clusters(5, 4, 30, 20, spread=0.5)
+    held_out = held_out + np.random.default_rng(9).normal(size=held_out.shape).astype(np.float32)
+    raw = Classifier.fit(h, labels, 4)
+    calibrated = raw.calibrated(held_out, truth)
+
+    def loss(classifier: Classifier) -> float:
+        return -float(classifier.log_probabilities(held_out)[np.arange(len(truth)), truth].mean())
+
+    assert loss(calibrated) < loss(raw)
+    before, after = raw.log_probabilities(held_out), calibrated.log_probabilities(held_out)
+    np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
+    assert raw.calibrated(held_out[:0], truth[:0]) == raw
+
+
+def test_equal_images_in_every_class_are_no_problem() -> None:
+    h = np.repeat(np.eye(3, 6, dtype=np.float32), 4, axis=0)
+    labels = np.repeat(np.arange(3), 4)
+    assert Classifier.fit(h, labels, 3).log_probabilities(h).argmax(axis=1).tolist() == labels.tolist()
+
+
+def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None:
+    signature = read_signature(learned / "models/signatures", "low")
+    write_signature(tmp_path, signature)
+    for name in ("shared", "mixture", "centroids", "classifier"):
+        one = read_arrays(learned / f"models/signatures/low/{name}.safetensors")
+        two = read_arrays(tmp_path / f"low/{name}.safetensors")
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_allclose(one[key], two[key], atol=1e-5)
+    assert signature.classes == ("digit_0", "digit_1", "digit_2")
+    centroids = read_arrays(learned / "models/signatures/low/centroids.safetensors")
+    np.testing.assert_allclose(centroids["centroids"], signature.mixture.centroids)
+
+
+def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Path, config: Config) -> None:
+    folder = learned / "models/signatures/middle"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(learned / "images/low")
+    shutil.rmtree(learned / "models/signatures/low")
+    fit_signature(learned, config, "middle")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_missing_signature_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IntaglioError, match=r"nobody/signature.json: file not found"):
+        read_signature(tmp_path, "nobody")
