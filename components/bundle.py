@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from components.config import Config
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_json, sha256_file, write_arrays, write_json
-from components.modules import copy_module
 from components.retrieve import PooledRetriever
 from components.signature import read_signature
 
 INDEX = "bundle.json"
-_SERVED = ("signature.json", "classifier.safetensors", "mixture.safetensors", "centroids.safetensors")
+_SERVED = {
+    "modules": ("module.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    "signatures": ("signature.json", "classifier.safetensors", "mixture.safetensors", "centroids.safetensors"),
+}
 
 
 def write_bundle(root: Path, config: Config) -> None:
@@ -22,11 +25,8 @@ def write_bundle(root: Path, config: Config) -> None:
     with atomic_folder(root / "models/bundle") as folder:
         shutil.copytree(root / "models/backbone", folder / "backbone")
         for signature in signatures:
-            copy_module(root / "models/modules" / signature.task, folder / "modules" / signature.task)
-            target = folder / "signatures" / signature.task
-            target.mkdir(parents=True)
-            for name in _SERVED:
-                shutil.copy2(root / "models/signatures" / signature.task / name, target)
+            for kind, names in _SERVED.items():
+                _copy(root / "models" / kind / signature.task, folder / kind / signature.task, names)
         retriever = PooledRetriever.fit([signature.statistics for signature in signatures])
         write_arrays(folder / "retrieval.safetensors", retriever.to_arrays())
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -38,6 +38,12 @@ def write_bundle(root: Path, config: Config) -> None:
             "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
         }
         write_json(folder / INDEX, index)
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
 
 
 def verify_bundle(folder: Path) -> None:

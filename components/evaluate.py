@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from components.backbone import choose_device, load_vit
 from components.config import Config
-from components.embed import Embeddings, Progress, embed_pixels, pixel_batches
+from components.embed import Progress, embed_pixels, pixel_batches
 from components.images import Limits
 from components.io import write_json, write_table, write_text
 from components.manifest import read_manifest, split_of
 from components.modules import Modules
 from components.retrieve import PooledRetriever, choose_task, log_posterior, shrunk_covariance
-from components.signature import Classifier, Signature, read_signature
+from components.signature import Classifier, Embeddings, Signature, read_signature
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]

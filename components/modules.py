@@ -6,7 +6,6 @@ ordinary PEFT LoRA adapters; `s` and the orthogonality are parametrisations of t
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -329,10 +328,3 @@ class Modules:
             else:
                 self._peft.load_adapter(str(adapter), adapter_name=name)
         self._peft.requires_grad_(False).eval().to(self.vit.device)
-
-
-def copy_module(source: Path, target: Path) -> None:
-    """Copy what prediction needs of a module: its description and its PEFT adapter."""
-    target.mkdir(parents=True)
-    shutil.copy2(source / "module.json", target)
-    shutil.copytree(source / "adapter", target / "adapter")

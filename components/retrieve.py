@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from components.embed import Embeddings
 from components.io import Arrays
-from components.signature import Statistics
+from components.signature import Embeddings, Statistics
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]

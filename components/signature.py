@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,16 +16,10 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
-from components.backbone import choose_device, load_vit
-from components.config import Config
 from components.config import Signature as Settings
-from components.embed import Embeddings, embed_images
-from components.errors import IntaglioError
-from components.images import Limits
 from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
-from components.manifest import read_manifest, split_of
-from components.modules import Modules
 
+Embeddings = NDArray[np.float32]
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -161,37 +154,6 @@ class Signature:
     statistics: Statistics
     mixture: Mixture
     classifier: Classifier
-
-
-def fit_signature(root: Path, config: Config, task: str) -> None:
-    """The `signature` stage: write models/signatures/<task> from the task's train and val images."""
-    vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-    modules = Modules(vit, root / "models/modules", [task])
-    manifest = read_manifest(root, task)
-    rows = {name: split_of(manifest, name) for name in ("train", "val")}
-    classes = tuple(sorted(rows["train"]["label"].unique()))
-    if not classes:
-        raise IntaglioError(f"task {task!r}: no readable training image; run the stage 'ingest' again")
-    folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
-    paths = {name: [folder / path for path in table["path"]] for name, table in rows.items()}
-    labels = {name: _indices(table["label"].tolist(), classes) for name, table in rows.items()}
-    h = {
-        name: embed_images(modules, paths[name], (None, task), limits, f"signature {task}: {name} split")
-        for name in paths
-    }
-    classifier = Classifier.fit(h["train"][task], labels["train"], len(classes))
-    signature = Signature(
-        task,
-        classes,
-        Statistics.fit(h["train"][None], labels["train"], len(classes)),
-        Mixture.fit(h["train"][task], config.signature, config.seed),
-        classifier.calibrated(h["val"][task], labels["val"]),
-    )
-    write_signature(root / "models/signatures", signature)
-
-
-def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:
-    return np.array([classes.index(label) for label in labels], dtype=np.int64)
 
 
 def write_signature(folder: Path, signature: Signature) -> None:

@@ -25,7 +25,7 @@ TASK_STAGES = {
     "ingest": "components.manifest:ingest",
     "validate": "components.validate:validate",
     "finetune": "components.finetune:finetune",
-    "signature": "components.signature:fit_signature",
+    "signature": "components.sign:sign",
 }
 
 

@@ -22,7 +22,8 @@ app = typer.Typer(
 tasks = typer.Typer(help="The tasks of the stream.", no_args_is_help=True)
 app.add_typer(tasks, name="task")
 
-_INTERRUPTED = 130
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> None:
@@ -33,28 +34,21 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line; returns its exit status."""
-    status = _run(arguments)
-    if status == _INTERRUPTED:
-        print("interrupted", file=sys.stderr)
-    return status
-
-
-def _run(arguments: list[str]) -> int:
     try:
-        return int(app(args=arguments, prog_name="intaglio", standalone_mode=False) or 0)
+        app(args=arguments, prog_name="intaglio")
+    except SystemExit as end:
+        if end.code in (_INTERRUPTED, _TERMINATED):
+            print("interrupted", file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except IntaglioError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, typer.Abort):
-        return _INTERRUPTED
-    except BrokenPipeError:  # `intaglio predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return 0
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(_TERMINATED)
 
 
 def _project() -> Path:

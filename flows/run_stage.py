@@ -27,8 +27,9 @@ _EXIT_STATUS = re.compile(r"ERROR: failed to reproduce .* exited with (-?\d+)$")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 _RUNNING = re.compile(r"Running stage '")
 _CHATTER = re.compile(
-    r"\s*$|> |Running stage '|Stage '.*' (didn't change|is cached)|(Updating|Generating) lock file|Use `dvc push`"
-    r"|Data and pipelines are up to date\.|WARNING: Process '.*' had been killed\. |To track the changes with git, run:|\s+git add |To enable auto staging|\s+dvc config core\.autostage"
+    r"\s*$|> |Running stage '|Stage '.*' (didn't change|is cached)|Data and pipelines are up to date\.|Use `dvc push`"
+    r"|(Updating|Generating) lock file|WARNING: Process '.*' had been killed\. "
+    r"|To track the changes with git, run:|\s+git add |To enable auto staging|\s+dvc config core\.autostage"
     r"|ERROR: failed to reproduce '.*': failed to run"
 )
 

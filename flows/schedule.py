@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from components.errors import IntaglioError
@@ -18,6 +19,8 @@ def serve_schedule(root: Path, cron: str) -> None:
     from flows.pipeline import continual_finetuning
 
     _check_cron(cron)
+    # When it is terminated, Prefect 3.8 forgets to await its own clean-up, and Python says so.
+    warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
     print(f"serving continual_finetuning on {cron!r}; pages at {server.wait()}; Ctrl-C ends it", flush=True)
     continual_finetuning.serve(
         name="scheduled", cron=cron, parameters={"root": str(root)}, print_starting_message=False

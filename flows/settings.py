@@ -40,7 +40,7 @@ def quiet_environment(root: Path) -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MPLCONFIGDIR": str(scratch / "matplotlib"),
-        "PREFECT_HOME": str(scratch / "prefect"),
+        "PREFECT_HOME": str(scratch),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the flow prints its own progress; the API has the log
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }

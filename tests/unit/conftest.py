@@ -79,14 +79,14 @@ def learned_template(stream_template: Path, tmp_path_factory: pytest.TempPathFac
     from components.bundle import write_bundle
     from components.evaluate import evaluate
     from components.finetune import finetune
-    from components.signature import fit_signature
+    from components.sign import sign
 
     root = tmp_path_factory.mktemp("learned") / "project"
     shutil.copytree(stream_template, root)
     config = load_config(root / "params.yaml")
     for task in config.tasks:
         finetune(root, config, task)
-        fit_signature(root, config, task)
+        sign(root, config, task)
     evaluate(root, config)
     write_bundle(root, config)
     return root

@@ -17,7 +17,8 @@ from components.config import Config
 from components.errors import IntaglioError
 from components.io import read_arrays
 from components.retrieve import PooledRetriever, choose_task, log_posterior, shrunk_covariance
-from components.signature import Classifier, Mixture, Statistics, fit_signature, read_signature, write_signature
+from components.sign import sign
+from components.signature import Classifier, Mixture, Statistics, read_signature, write_signature
 
 
 def clusters(seed: int, classes: int, per_class: int, width: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +174,7 @@ def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Pat
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(learned / "images/low")
     shutil.rmtree(learned / "models/signatures/low")
-    fit_signature(learned, config, "middle")
+    sign(learned, config, "middle")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
