@@ -1,9 +1,9 @@
-"""Run a command that dies with its owner. A script of its own: it must start in milliseconds, so it imports little.
+"""Run a command that ends with its owner. A script of its own: it must start in milliseconds, so it imports little.
 
     leash.py COMMAND ARGUMENT...
 
-The owner holds the other end of our standard input. However it dies, SIGKILL included, the kernel closes that end; we
-read the end of the file and kill. DVC itself does not take its stages with it when it is killed, so a stage would
+The owner holds the other end of our standard input, and ends the command by closing it. However the owner dies, SIGKILL
+included, the kernel closes that end for it. DVC itself does not take its stages with it when it is killed: a stage would
 go on writing, and the next run would start a second writer beside it.
 """
 
@@ -13,21 +13,35 @@ import subprocess
 import sys
 import threading
 
-
-def _kill_group_when_owner_is_gone() -> None:
-    while os.read(0, 4096):
-        pass
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+GRACE_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command in this process group; returns its exit status."""
-    threading.Thread(target=_kill_group_when_owner_is_gone, daemon=True).start()
-    status = subprocess.call(arguments, stdin=subprocess.DEVNULL)
+    """Run the command in this process group; returns its exit status, unless the owner lets go first."""
+    command = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+    let_go = threading.Event()
+    end = threading.Thread(target=_end_when_let_go, args=(command, let_go), daemon=True)
+    end.start()
+    status = command.wait()
+    if let_go.is_set():
+        end.join()
     return status if status >= 0 else 128 - status
 
 
+def _end_when_let_go(command: "subprocess.Popen[bytes]", let_go: threading.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    let_go.set()
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    try:
+        command.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        command.kill()
+    # Reaped here: where nobody else reaps, DVC takes its own zombie for a process that still holds its locks.
+    command.wait()
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    # SIGTERM is for the command; we live on to report how it ended.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # meant for the command; we stay to the end
     sys.exit(main(sys.argv[1:]))

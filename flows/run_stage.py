@@ -21,7 +21,6 @@ from flows.settings import stage_environment
 Outcome = Literal["ran", "cached"]
 
 TRY_AGAIN = 75  # a stage's exit status that stands for TransientError: EX_TEMPFAIL of sysexits.h
-_GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _EXIT_STATUS = re.compile(r"ERROR: failed to reproduce .* exited with (-?\d+)$")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
@@ -102,25 +101,19 @@ def _supervise(command: list[str], root: Path, output: _Output, stop: threading.
             pass
     finally:
         _end(process)
-        reader.join(_GRACE_SECONDS)
+        reader.join(leash.GRACE_SECONDS)
     return process.returncode
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the whole group, gently first; after a normal end only stragglers are left to kill."""
-    if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
-    _signal_group(process, signal.SIGKILL)
-    process.wait()
+    """Have the leash end the command, if it still runs; then nothing of the group may be left."""
     if process.stdin:
         process.stdin.close()
-
-
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(2 * leash.GRACE_SECONDS)
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _failure(stage: str, tail: Iterable[str]) -> IntaglioError:
