@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # uv reads its own variable for a folder of local wheels; pip's setting, where there is one, is handed on.
-INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt
+INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt
 
 .PHONY: run test format clean
 

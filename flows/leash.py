@@ -2,9 +2,9 @@
 
     leash.py COMMAND ARGUMENT...
 
-The owner holds the other end of our standard input, and ends the command by closing it. However the owner dies, SIGKILL
-included, the kernel closes that end for it. DVC itself does not take its stages with it when it is killed: a stage would
-go on writing, and the next run would start a second writer beside it.
+The owner holds the other end of our standard input, and ends the command by closing it. However the owner dies,
+SIGKILL included, the kernel closes that end for it. DVC itself does not take its stages with it when it is killed:
+a stage would go on writing, and the next run would start a second writer beside it.
 """
 
 import os

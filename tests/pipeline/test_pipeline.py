@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,10 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
-def run_flow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Project], pipeline.Summary]]:
+def run_flow(monkeypatch: pytest.MonkeyPatch) -> Callable[[Project], pipeline.Summary]:
     """Run the flow for a project; a second attempt at a stage comes at once."""
     monkeypatch.setattr(pipeline, "RETRY_DELAYS", (0.0, 0.0))
-    yield lambda project: pipeline.continual_finetuning(str(project.root))
+    return lambda project: pipeline.continual_finetuning(str(project.root))
 
 
 def state(project: Project) -> tuple[int, int, dict[str, str]]:
