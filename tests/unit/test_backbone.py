@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,8 +17,9 @@ import torch
 from components.backbone import Vit, build_vit, choose_device, load_vit
 from components.config import Config, load_config
 from components.errors import IntaglioError
-from components.io import read_json, sha256_file
+from components.io import read_arrays, read_json, sha256_file, write_arrays
 from components.packages import download
+from components.vision import create_model
 from components.weights import convert, pretrained_weights, weights_from_onnx
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +135,36 @@ def test_the_default_weights_compute_what_the_original_file_computes(tmp_path: P
     with torch.inference_mode():
         ours = vit.model.forward_features(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(ours, tokens, atol=1e-4)
+
+
+def hub_conversion(stream: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    params = stream / "params.yaml"
+    params.write_text(params.read_text().replace("weights: tiny.safetensors", "weights: hub"))
+    env = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "components.stages", "backbone"]
+    return subprocess.run(command, cwd=stream, env=env, capture_output=True, text=True, check=False)
+
+
+def test_weights_come_from_the_hub_through_its_cache(stream: Path, tmp_path: Path) -> None:
+    """timm's own download code, offline, on a cache that holds the file."""
+    name, revision = "models--timm--test_vit.r160_in1k", "0" * 40
+    snapshot = tmp_path / "hub" / name / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (tmp_path / "hub" / name / "refs").mkdir()
+    (tmp_path / "hub" / name / "refs/main").write_text(revision)
+    torch.manual_seed(1)
+    model = create_model("test_vit", pretrained=False)
+    write_arrays(snapshot / "model.safetensors", {key: value.numpy() for key, value in model.state_dict().items()})
+    done = hub_conversion(stream, tmp_path)
+    assert done.returncode == 0, done.stderr
+    weights = read_arrays(stream / "models/backbone/backbone.safetensors")
+    expected = model.state_dict()["blocks.3.attn.qkv.weight"].numpy()
+    np.testing.assert_array_equal(weights["blocks.3.attn.qkv.weight"], expected)
+    assert "blocks.4.attn.qkv.weight" not in weights
+
+
+def test_a_hub_that_does_not_answer_is_a_passing_fault(stream: Path, tmp_path: Path) -> None:
+    done = hub_conversion(stream, tmp_path)
+    assert done.returncode == 75, done.stderr
+    assert "error: backbone.weights 'hub': " in done.stderr
+    assert "Traceback" not in done.stderr
