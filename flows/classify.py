@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,10 +79,7 @@ def _matches(pattern: Path) -> list[Path]:
 
 def classify(predictor: Predictor, paths: Iterator[Path], top: int) -> Iterator[Classified]:
     """Predict file by file, in batches; a file that cannot be used yields its error and stops nothing."""
-    while True:
-        batch = [path for path, _ in zip(paths, range(BATCH), strict=False)]
-        if not batch:
-            return
+    while batch := list(islice(paths, BATCH)):
         yield from _classify_batch(predictor, batch, top)
 
 

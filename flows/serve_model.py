@@ -49,14 +49,14 @@ class TaskRetrievalModel(PythonModel):
         """
         if "image" not in model_input:
             raise ValueError(f"expected a column named 'image', got {[str(column) for column in model_input.columns]}")
-        cells, rows = list(model_input["image"]), []
+        cells = list(model_input["image"])
+        rows: list[tuple[object, ...]] = []
         for start in range(0, len(cells), _BATCH):
             rows.extend(self._predict_batch(cells[start : start + _BATCH]))
-        return pd.DataFrame(rows, columns=list(COLUMNS), index=model_input.index).astype(
-            {"task_probability": "float64", "probability": "float64"}
-        )
+        # Objects, so that what is missing is None: the server would write NaN, which is not JSON.
+        return pd.DataFrame(rows, columns=list(COLUMNS), index=model_input.index, dtype=object)
 
-    def _predict_batch(self, cells: Sequence[object]) -> list[dict[str, object]]:
+    def _predict_batch(self, cells: Sequence[object]) -> list[tuple[object, ...]]:
         from components.errors import IntaglioError
         from components.images import open_image
 
@@ -69,17 +69,11 @@ class TaskRetrievalModel(PythonModel):
             except (IntaglioError, OSError, ValueError) as error:
                 errors.append(" ".join(str(error).split()) or type(error).__name__)
         predictions = iter(self.predictor.predict(images) if images else [])
-        return [_row(next(predictions)) if error is None else {"error": error} for error in errors]
+        return [_row(next(predictions)) if error is None else (None, None, None, None, error) for error in errors]
 
 
-def _row(prediction: Prediction) -> dict[str, object]:
-    return {
-        "task": prediction.task,
-        "label": prediction.label,
-        "task_probability": prediction.task_probability,
-        "probability": prediction.probability,
-        "error": None,
-    }
+def _row(prediction: Prediction) -> tuple[object, ...]:
+    return prediction.task, prediction.label, prediction.task_probability, prediction.probability, None
 
 
 def source_of(cell: object) -> Path | bytes:

@@ -18,6 +18,7 @@ TRACKING = "sqlite:///mlruns/mlflow.db"
 _HEADLINE = ("accuracy_final", "retrieval_accuracy", "forgetting", "task_aware_accuracy")
 _VERDICTS = {
     "promoted": "version {version} passed its gates and is the champion now",
+    "forced": "version {version} did not pass its gates and was made champion by force",
     "blocked": "version {version} did not pass its gates; champion: {champion}",
     "champion": "version {version} is the champion",
     "kept": "version {version} was champion before and does not come back by itself; champion: {champion}",
@@ -80,7 +81,9 @@ def stage_counts(summary: Summary) -> str:
 def verdict(decision: Decision) -> str:
     """One sentence about the version."""
     champion = f"version {decision.champion}" if decision.champion else "none yet"
-    return f"model intaglio: {_VERDICTS[decision.verdict].format(version=decision.version, champion=champion)}"
+    forced = decision.verdict == "promoted" and not all(row.passed for row in decision.rows)
+    sentence = _VERDICTS["forced" if forced else decision.verdict]
+    return f"model intaglio: {sentence.format(version=decision.version, champion=champion)}"
 
 
 def gate_table(rows: Sequence[GateRow]) -> list[str]:

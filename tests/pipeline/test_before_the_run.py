@@ -1,0 +1,97 @@
+"""Where the project is, what is wrong with it, and who else is running it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import Project
+
+from components.errors import IntaglioError
+from flows.lock import run_lock
+from flows.preflight import preflight
+from flows.settings import find_root, stage_environment
+from flows.unchanged import unchanged
+
+
+def test_the_root_is_found_from_any_folder_inside(tmp_path: Path) -> None:
+    inside = tmp_path / "project" / "a" / "b"
+    inside.mkdir(parents=True)
+    with pytest.raises(IntaglioError, match=r"no dvc\.yaml here or in a folder above"):
+        find_root(inside)
+    (tmp_path / "project" / "dvc.yaml").write_text("")
+    with pytest.raises(IntaglioError, match="run `dvc init`"):
+        find_root(inside)
+    (tmp_path / "project" / ".dvc").mkdir()
+    assert find_root(inside) == tmp_path / "project"
+
+
+def test_python_of_a_stage_is_this_python(tmp_path: Path) -> None:
+    env = stage_environment(tmp_path)
+    found = subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], env=env, capture_output=True, check=True)
+    assert found.stdout.decode().strip() == sys.prefix
+    assert env["DVC_NO_ANALYTICS"] == "true"
+
+
+def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLCONFIGDIR", "/elsewhere")
+    assert stage_environment(tmp_path)["MPLCONFIGDIR"] == "/elsewhere"
+
+
+def test_every_missing_folder_is_a_line(fresh: Project) -> None:
+    params = fresh.root / "params.yaml"
+    text = params.read_text()
+    text = text.replace("folder: data/raw/second", "folder: data/raw/other")
+    params.write_text(
+        text + "    third: {folder: my/images, previous: second}\n    fourth: {folder: dvc.yaml, previous: third}\n"
+    )
+    with pytest.raises(IntaglioError) as caught:
+        preflight(fresh.root)
+    other, third, fourth = str(caught.value).splitlines()
+    assert "stream.tasks.second.folder: data/raw/other does not exist, and 'other' is not among fetch.tasks" in other
+    assert "stream.tasks.third.folder: my/images does not exist" in third
+    assert "stream.tasks.fourth.folder: dvc.yaml is a file" in fourth
+
+
+def holders(*pids: int) -> str:
+    reader = [{"pid": pid, "cmd": "dvc repro"} for pid in pids]
+    return json.dumps({"write": {"/a": {"pid": pids[0], "cmd": "dvc repro"}, "/b": {}}, "read": {"/c": reader}})
+
+
+def test_locks_of_dead_processes_are_forgotten_and_of_living_ones_kept(fresh: Project) -> None:
+    table = fresh.root / ".dvc" / "tmp" / "rwlock"
+    table.parent.mkdir(exist_ok=True)
+    preflight(fresh.root)  # no table, nothing to do
+    zombie = subprocess.Popen(["true"])
+    while Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        pass
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for text in ("{torn", "[1]", '{"write": {"/a": {"cmd": 1}}}', holders(zombie.pid), holders(gone.pid), "{}"):
+        table.write_text(text)
+        preflight(fresh.root)
+        assert not table.exists(), text
+    table.write_text(holders(gone.pid, os.getpid()))
+    preflight(fresh.root)
+    assert table.exists()
+    zombie.wait()
+
+
+def test_the_run_lock_is_free_for_its_own_process_and_stale_files_are_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".intaglio").mkdir()
+    (tmp_path / ".intaglio" / "run.lock").write_text("process 1 since yesterday")
+    with run_lock(tmp_path), run_lock(tmp_path):
+        assert f"process {os.getpid()} since" in (tmp_path / ".intaglio" / "run.lock").read_text()
+    with run_lock(tmp_path):
+        pass
+
+
+def test_a_project_that_was_never_published_is_not_unchanged(done: Project) -> None:
+    config = preflight(done.root)
+    assert unchanged(done.root, config) is None
+    (done.root / "mlruns" / "mlflow.db").unlink()
+    assert unchanged(done.root, config) is None

@@ -1,0 +1,253 @@
+"""The console command: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import Project
+from test_serve_model import FakePredictor, fake_predictor, png  # noqa: F401 - a fixture
+
+from components.errors import IntaglioError
+from flows import cli, pipeline, schedule
+from flows.classify import BATCH, champion_bundle, expand
+from flows.cli import run_command
+from flows.server import PrefectServer
+from flows.tracking import aliases, connect
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> None:
+    """The flow runs on the tests' own Prefect server."""
+
+    class Ready:
+        def wait(self) -> str:
+            return "http://localhost"
+
+    monkeypatch.setattr("flows.server.start_server", lambda *_, **__: Ready())
+
+
+@pytest.mark.usefixtures("no_server")
+def test_a_life_with_the_command(
+    done: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(done.root / "data")  # any folder inside the project will do
+    assert run_command(["status"]) == 0
+    assert "nothing published yet" not in capsys.readouterr().out  # the fixture's empty database
+    assert run_command(["run"]) == 0
+    assert "version 1 passed its gates" in capsys.readouterr().out
+    monkeypatch.setattr(pipeline, "continual_finetuning", None)  # from here on nothing may start the flow
+    monkeypatch.chdir(done.root)
+    assert run_command(["run"]) == 0
+    assert "nothing has changed: every stage is up to date" in capsys.readouterr().out
+    assert run_command(["promote"]) == 1
+    assert "error: model intaglio: there is no challenger" in capsys.readouterr().err
+    assert run_command(["promote", "--version", "1"]) == 0
+    assert "version 1 is the champion" in capsys.readouterr().out
+    assert run_command(["rollback"]) == 1
+    assert "version 1 is the first champion" in capsys.readouterr().err
+    assert run_command(["status"]) == 0
+    assert "champion, gates passed" in capsys.readouterr().out
+    assert champion_bundle(done.root).name == "bundle"
+    assert done.executed() == []
+
+
+@pytest.mark.usefixtures("no_server")
+def test_a_blocked_version_its_promotion_by_force_and_the_way_back(
+    done: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["run"]) == 0
+    done.measure('{"accuracy_final": 0.1}')
+    assert run_command(["run"]) == 0
+    assert "version 2 did not pass its gates; champion: version 1" in capsys.readouterr().out
+    assert aliases(connect(done.root)) == {"champion": "1", "challenger": "2"}
+    assert run_command(["run"]) == 0
+    assert "nothing has changed" in capsys.readouterr().out
+    assert run_command(["promote"]) == 1
+    assert "BLOCKED  accuracy_final" in capsys.readouterr().out
+    assert run_command(["promote", "--force"]) == 1
+    assert "error: --force needs --reason" in capsys.readouterr().err
+    assert run_command(["promote", "--force", "--reason", "a trial"]) == 0
+    assert "by force" in capsys.readouterr().out
+    assert run_command(["rollback"]) == 0
+    assert "champion: version 1 again; version 2 was rolled back" in capsys.readouterr().out
+    assert run_command(["run"]) == 0
+    assert "does not come back by itself; champion: version 1" in capsys.readouterr().out
+
+
+def test_mistakes_are_lines_on_stderr(fresh: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    params = fresh.root / "params.yaml"
+    params.write_text(params.read_text().replace("epochs:", "epoch:"))
+    assert run_command(["run"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert all(line.startswith("error: ") for line in shown.err.splitlines())
+    assert "unknown key" in shown.err
+
+
+def test_outside_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["run"], ["status"], ["rollback"], ["task", "list"], ["predict", "x.png"], ["serve-schedule"]):
+        assert run_command(command) == 1
+        assert "no dvc.yaml here or in a folder above" in capsys.readouterr().err
+
+
+def test_wrong_usage_and_help() -> None:
+    assert run_command(["run", "--nonsense"]) == 2
+    assert run_command(["nonsense"]) == 2
+    assert run_command(["predict"]) == 2
+    assert run_command(["--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (SystemExit("x"), 1)]
+)
+def test_interrupts(
+    fresh: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    status: int,
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("flows.preflight.preflight", interrupted)
+    assert run_command(["run"]) == status
+    assert ("interrupted" in capsys.readouterr().err) == (status > 128)
+
+
+def test_main_ends_the_process_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["intaglio", "--help"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0
+        with pytest.raises(SystemExit) as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.code == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.2.3")
+    assert run_command(["version"]) == 0
+    assert capsys.readouterr().out == "intaglio 1.2.3\n"
+
+
+def test_own_tasks(fresh: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "1.png").write_bytes(png())
+    assert run_command(["task", "add", "mine", str(tmp_path / "own")]) == 0
+    shown = capsys.readouterr().out
+    assert "task mine follows second: 2 classes, 2 images" in shown
+    assert "intaglio run" in shown
+    assert run_command(["task", "list"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["1", "first"],
+        ["2", "second"],
+        ["3", "mine"],
+    ]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.png").write_bytes(png(5))
+    (folder / "deep" / "b.png").write_bytes(png(6))
+    (folder / "bad.png").write_text("not an image")
+    (folder / "notes.txt").write_text("not even an image's name")
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.usefixtures("fake_predictor")
+def test_predict_prints_a_table_and_complains_on_stderr(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["predict", "pictures", "--bundle", "bundle", "--device", "cpu", "--top", "2"]) == 1
+    shown = capsys.readouterr()
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert rows[1] == ["pictures/a.png", "first", "75%", "5", "wide", "50%"]
+    assert rows[2] == ["first", "5", "wide", "50%"]
+    assert rows[3][0] == "pictures/deep/b.png"
+    (line,) = shown.err.splitlines()
+    assert line.startswith("pictures/bad.png: ")
+    assert line.count("bad.png") == 1
+    assert FakePredictor.device == "cpu"
+    assert run_command(["predict", "pictures/a.png", "--bundle", "bundle"]) == 0
+
+
+@pytest.mark.usefixtures("fake_predictor")
+def test_predict_in_json_lines(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["pictures/*.png", "pictures/**/b.png", "nowhere.png", "no*.gif", "a**b", "bundle"]
+    assert run_command(["predict", *arguments, "--json", "--bundle", "bundle"]) == 1
+    shown = capsys.readouterr()
+    rows = {row["path"]: row for row in map(json.loads, shown.out.splitlines())}
+    assert shown.err == ""
+    assert rows["pictures/a.png"]["label"] == "5 wide"
+    assert rows["pictures/a.png"]["top"] == [{"task": "first", "label": "5 wide", "probability": 0.5}]
+    assert rows["pictures/deep/b.png"]["task_probability"] == 0.75
+    assert {path: row["error"] for path, row in rows.items() if "error" in row} == {
+        "pictures/bad.png": rows["pictures/bad.png"]["error"],
+        "nowhere.png": "no such file",
+        "no*.gif": "no such file, and no file matches",
+        "a**b": "no such file, and no file matches",
+        "bundle": "no images in this folder",
+    }
+
+
+@pytest.mark.usefixtures("fake_predictor")
+def test_predict_more_images_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(BATCH + 5):
+        (tmp_path / f"{number:03d}.png").write_bytes(png(3 + number))
+    assert run_command(["predict", str(tmp_path), "--bundle", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "wide" in line]
+    assert [int(row[3]) for row in rows] == [3 + number for number in range(BATCH + 5)]
+
+
+def test_absolute_patterns_and_a_folder_that_matches(pictures: Path) -> None:
+    assert list(expand([f"{pictures}/*"])) == [
+        pictures / "a.png",
+        pictures / "bad.png",
+        pictures / "deep" / "b.png",
+        pictures / "notes.txt",
+    ]
+
+
+@pytest.mark.usefixtures("fake_predictor")
+def test_predict_without_a_champion_or_a_bundle(fresh: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["predict", "x.png"]) == 1
+    assert "no champion yet; `intaglio run` promotes one" in capsys.readouterr().err
+    (fresh.root / "mlruns" / "mlflow.db").unlink()
+    with pytest.raises(IntaglioError, match="no champion yet"):
+        champion_bundle(fresh.root)
+    assert run_command(["predict", "x.png", "--bundle", "nowhere"]) == 1
+    assert "error: nowhere: folder not found" in capsys.readouterr().err
+
+
+def test_the_schedule_is_checked_and_served(
+    fresh: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: dict[str, Any] = {}
+
+    def start(_root: Path, schedules: bool) -> PrefectServer:
+        assert schedules
+        return PrefectServer("http://localhost", None, Path("log"))
+
+    monkeypatch.setattr(schedule, "start_server", start)
+    monkeypatch.setattr("flows.server._healthy", lambda _: True)
+    monkeypatch.setattr(pipeline.continual_finetuning, "serve", lambda **options: served.update(options))
+    assert run_command(["serve-schedule", "--cron", "now"]) == 1
+    assert "error: --cron 'now': not a cron expression" in capsys.readouterr().err
+    assert run_command(["serve-schedule"]) == 0
+    assert served["cron"] == "0 3 * * *"
+    assert served["parameters"] == {"root": str(fresh.root)}
+    assert "pages at http://localhost" in capsys.readouterr().out

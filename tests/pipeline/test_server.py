@@ -1,0 +1,78 @@
+"""The project's own Prefect server."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from components.errors import IntaglioError
+from flows import leash, server
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new home for the server; PREFECT_API_URL is as before afterwards."""
+    (tmp_path / ".intaglio").mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / ".intaglio"))
+    monkeypatch.setenv("PREFECT_API_URL", "")
+
+
+def test_it_answers_and_ends_when_let_go(tmp_path: Path) -> None:
+    own = server.start_server(tmp_path)
+    assert own.process is not None
+    assert own.process.stdin is not None
+    try:
+        address = own.wait()
+        assert os.environ["PREFECT_API_URL"] == f"{address}/api"
+        # Whoever comes later uses it, and has nothing to end.
+        later = server.start_server(tmp_path)
+        assert (later.wait(), later.process) == (address, None)
+    finally:
+        own.process.stdin.close()  # what the kernel does when we die
+        own.process.wait(20)
+    with pytest.raises(IntaglioError, match=r"PREFECT_API_URL is http://127.*, but no Prefect server answers"):
+        later.wait()
+
+
+def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import sys; sys.exit('no room on the device')")
+    monkeypatch.setattr(leash, "__file__", str(broken))
+    with pytest.raises(IntaglioError, match=r"did not start; its last words are in .*prefect-server\.log"):
+        server.start_server(tmp_path).wait()
+    assert "no room" in (tmp_path / ".intaglio" / "prefect-server.log").read_text()
+
+
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = tmp_path / "asleep.py"
+    asleep.write_text("import os; os.read(0, 1)")
+    monkeypatch.setattr(leash, "__file__", str(asleep))
+    monkeypatch.setattr(server, "_START_SECONDS", 0.3)
+    silent = server.start_server(tmp_path)
+    with pytest.raises(IntaglioError, match="did not start"):
+        silent.wait()
+    assert silent.process is not None
+    assert silent.process.stdin is not None
+    silent.process.stdin.close()
+    silent.process.wait(20)
+
+
+def test_a_taken_port_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(server, "PORT", taken.getsockname()[1])
+        assert server._free_port() not in (0, server.PORT)
+
+
+def test_no_port_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(socket.socket):
+        def bind(self, _address: object) -> None:
+            raise OSError
+
+    monkeypatch.setattr(socket, "socket", Full)
+    with pytest.raises(IntaglioError, match="no free port"):
+        server._free_port()
