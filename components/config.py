@@ -102,6 +102,12 @@ class Retrieval(_Section):
     prediction: Literal["hard", "soft"]
 
 
+class Shortlist(_Section):
+    """Which tasks stay in question for an image: those whose conformal p-value is above epsilon."""
+
+    epsilon: Share
+
+
 class Gates(_Section):
     """What a new model version must show before it becomes champion."""
 
@@ -137,6 +143,7 @@ class Config(_Section):
     finetune: Finetune
     signature: Signature
     retrieval: Retrieval
+    shortlist: Shortlist
     gates: Gates
     stream: Stream
 

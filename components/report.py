@@ -39,6 +39,9 @@ NAMES = {
     "frozen_lda": "LDA over all classes, frozen features",
     "pooled": "One pooled covariance, frozen features",
     "dpgmm": "DP-GMM, adapted features (the paper's rule)",
+    "conformal": "Conformal, by the signatures",
+    "mahalanobis": "Mahalanobis distance",
+    "max_softmax": "Largest softmax",
 }
 
 

@@ -14,7 +14,7 @@ from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
 from components.modules import Modules
-from components.signature import Classifier, Labels, Mixture, Signature, Statistics, write_signature
+from components.signature import Classifier, Labels, Mixture, Signature, Statistics, Support, write_signature
 
 
 def sign(root: Path, config: Config, task: str) -> None:
@@ -39,6 +39,7 @@ def sign(root: Path, config: Config, task: str) -> None:
         classes,
         Statistics.fit(h["train"][None], labels["train"], len(classes)),
         Mixture.fit(h["train"][task], config.signature, config.seed),
+        Support.fit(h["train"][None], h["val"][None], config.signature, config.seed),
         classifier.calibrated(h["val"][task], labels["val"]),
     )
     write_signature(root / "models/signatures", signature)

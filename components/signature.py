@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
 from components.config import Signature as Settings
+from components.conformal import Calibration
 from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
 
 Embeddings = NDArray[np.float32]
@@ -146,6 +147,24 @@ class Classifier:
 
 
 @dataclass(frozen=True)
+class Support:
+    """Where a task's images lie in the shared space h_0: a mixture, and its density on held-out images."""
+
+    mixture: Mixture
+    calibration: Calibration
+
+    @classmethod
+    def fit(cls, train: Embeddings, held_out: Embeddings, settings: Settings, seed: int) -> Support:
+        """From embeddings h_0 of the training (n, d) and the held-out (m, d) images; m may be 0."""
+        mixture = Mixture.fit(train, settings, seed)
+        return cls(mixture, Calibration.of(mixture.log_density(held_out)))
+
+    def p_values(self, h0: Embeddings) -> Vector:
+        """Conformal p-value of each image, (n, d) -> (n,)."""
+        return self.calibration.p_values(self.mixture.log_density(h0))
+
+
+@dataclass(frozen=True)
 class Signature:
     """All that retrieval and prediction know of a task."""
 
@@ -153,6 +172,7 @@ class Signature:
     classes: tuple[str, ...]
     statistics: Statistics
     mixture: Mixture
+    support: Support
     classifier: Classifier
 
 
@@ -170,16 +190,13 @@ def write_signature(folder: Path, signature: Signature) -> None:
             },
         )
         # The mixture's means stand in the centroids' file alone: it is the one that people look at.
-        write_arrays(
-            temporary / "mixture.safetensors",
-            {
-                "variances": mixture.variances,
-                "center": mixture.center,
-                "axes": mixture.axes,
-                "noise": np.array([mixture.noise]),
-            },
-        )
-        write_arrays(temporary / "centroids.safetensors", {"centroids": mixture.centroids, "weights": mixture.weights})
+        arrays = _mixture_arrays(mixture)
+        centroids = {"centroids": arrays.pop("centroids"), "weights": arrays.pop("weights")}
+        write_arrays(temporary / "mixture.safetensors", arrays)
+        write_arrays(temporary / "centroids.safetensors", centroids)
+        support = signature.support
+        held_out = {"held_out_scores": support.calibration.scores}
+        write_arrays(temporary / "support.safetensors", _mixture_arrays(support.mixture) | held_out)
         write_classifier(temporary, classifier)
         facts = {"task": signature.task, "classes": signature.classes, "centroids": len(mixture.weights)}
         write_json(temporary / "signature.json", facts)
@@ -205,17 +222,41 @@ def read_signature(folder: Path, task: str) -> Signature:
     scatter = scatter + np.triu(scatter, 1).T
     statistics = Statistics(shared["counts"], shared["means"].astype(np.float64), scatter)
     return Signature(
-        task, tuple(facts["classes"]), statistics, read_mixture(folder / task), read_classifier(folder / task)
+        task,
+        tuple(facts["classes"]),
+        statistics,
+        read_mixture(folder / task),
+        read_support(folder / task),
+        read_classifier(folder / task),
     )
 
 
 def read_mixture(folder: Path) -> Mixture:
     """The mixture of a signature's folder."""
-    arrays: dict[str, Any] = read_arrays(folder / "mixture.safetensors")
-    centroids = read_arrays(folder / "centroids.safetensors")
-    means = (centroids["centroids"] - arrays["center"]) @ arrays["axes"].T
+    return _mixture(read_arrays(folder / "mixture.safetensors") | read_arrays(folder / "centroids.safetensors"))
+
+
+def read_support(folder: Path) -> Support:
+    """The support of a signature's folder."""
+    arrays = read_arrays(folder / "support.safetensors")
+    return Support(_mixture(arrays), Calibration(arrays["held_out_scores"]))
+
+
+def _mixture_arrays(mixture: Mixture) -> Arrays:
+    return {
+        "weights": mixture.weights,
+        "centroids": mixture.centroids,
+        "variances": mixture.variances,
+        "center": mixture.center,
+        "axes": mixture.axes,
+        "noise": np.array([mixture.noise]),
+    }
+
+
+def _mixture(arrays: Arrays) -> Mixture:
+    means = (arrays["centroids"] - arrays["center"]) @ arrays["axes"].T
     noise = float(arrays["noise"][0])
-    return Mixture(centroids["weights"], means, arrays["variances"], arrays["center"], arrays["axes"], noise)
+    return Mixture(arrays["weights"], means, arrays["variances"], arrays["center"], arrays["axes"], noise)
 
 
 def read_classifier(folder: Path) -> Classifier:

@@ -158,6 +158,17 @@ def status() -> None:
         print(line)
 
 
+@app.command()
+def certificate() -> None:
+    """Show what the signatures promise about telling tasks apart, and what was measured."""
+    root = _project()
+    from components.io import read_json
+    from flows.summary import certificate_lines
+
+    for line in certificate_lines(read_json(root / "reports" / "metrics.json")):
+        print(line)
+
+
 @app.command(name="serve-schedule")
 def serve_schedule(cron: Annotated[str, typer.Option(help="When to run, as a cron expression.")] = "0 3 * * *") -> None:
     """Serve the flow on a schedule until interrupted."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from components.errors import IntaglioError
 from flows.progress import duration
 
 if TYPE_CHECKING:
@@ -119,3 +120,30 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
+
+
+def certificate_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The certificate of metrics.json in plain words.
+
+    Raises:
+        IntaglioError: the metrics hold none.
+    """
+    if "certificate" not in metrics:
+        raise IntaglioError("reports/metrics.json holds no certificate; run the stage evaluate")
+    lines = []
+    for task in metrics["tasks"]:  # JSON keeps no order of arrival in an object
+        facts = metrics["certificate"]["tasks"][task]
+        lines.append(
+            f"{task}: kept in question for {facts['coverage']:.1%} of its test images "
+            f"(promised {facts['coverage_promised']:.1%}, calibrated on {facts['held_out_images']} held-out images)"
+        )
+        if "nearest" in facts:
+            honest = "" if facts["measured"] <= facts["bound"] else ": these images are not as Gaussian as the model"
+            lines.append(
+                f"  told from its nearest task {facts['nearest']} (separation {facts['delta']:.1f}) with error below "
+                f"{facts['bound']:.2g} under the fitted model; measured {facts['measured']:.2g}{honest}"
+            )
+    for way, facts in metrics.get("rejection", {}).items():
+        figures = f"AUROC {facts['auroc']:.3f}, false positives at 95 % {facts['fpr95']:.3f}"
+        lines.append(f"images of a task never learned, by {way}: {figures}")
+    return lines

@@ -35,6 +35,7 @@ finetune: {rank: 3, past_budget: 12, max_rank: 6, l1: 0.0001, l2: 0.0001, reuse_
            label_smoothing: 0.1, gradient_clip: 1.0, patience: 2}
 signature: {components: 4, pca_dims: 8, weight_concentration: 0.1}
 retrieval: {rule: pooled, prediction: hard}
+shortlist: {epsilon: 0.1}
 gates: {min_accuracy_final: 0.2, min_retrieval_accuracy: 0.5, max_forgetting: 0.5, max_accuracy_drop: 0.5,
         max_retrieval_drop: 0.5}
 stream:
@@ -147,6 +148,7 @@ def test_a_second_run_executes_nothing_and_so_does_dvc(person: Person) -> None:
 def test_dvc_shows_the_pipeline(person: Person) -> None:
     assert "finetune@photos" in person.dvc("dag")
     assert "accuracy_final" in person.dvc("metrics", "show")
+    assert "told from its nearest task" in person.types("certificate")
     assert person.dvc("plots", "show", "-o", "plots").strip().endswith("index.html")
     shutil.rmtree(person.root / "plots")
 

@@ -6,10 +6,11 @@ import io
 
 import pytest
 
+from components.errors import IntaglioError
 from flows.gates import GateRow
 from flows.progress import Progress, duration
 from flows.promote import Decision
-from flows.summary import Summary, as_markdown, closing_lines, failure_lines, stage_counts
+from flows.summary import Summary, as_markdown, certificate_lines, closing_lines, failure_lines, stage_counts
 
 ROWS = (
     GateRow("accuracy_final", 0.8, 0.6, True, "0.800 reaches 0.600"),
@@ -97,3 +98,23 @@ def test_the_page_has_metrics_gates_and_stages() -> None:
     assert "| accuracy_final | 0.8000 |" in page
     assert "| forgetting | **blocked** | missing or not a finite number, so it blocks |" in page
     assert "| a | ran |" in page
+
+
+def test_the_certificate_in_plain_words_admits_a_broken_bound() -> None:
+    facts = {"coverage": 0.991, "coverage_promised": 0.98, "held_out_images": 130}
+    near = {"nearest": "digits", "delta": 12.8, "bound": 0.001, "measured": 0.025}
+    metrics = {
+        "tasks": ["letters", "cloth"],
+        "certificate": {"tasks": {"letters": facts | near, "cloth": facts | near | {"measured": 0.0}}},
+        "rejection": {"conformal": {"auroc": 0.94, "fpr95": 0.26}},
+    }
+    lines = certificate_lines(metrics)
+    assert lines[0] == (
+        "letters: kept in question for 99.1% of its test images (promised 98.0%, calibrated on 130 held-out images)"
+    )
+    assert lines[1].endswith("measured 0.025: these images are not as Gaussian as the model")
+    assert lines[3].endswith("measured 0")
+    assert lines[4] == "images of a task never learned, by conformal: AUROC 0.940, false positives at 95 % 0.260"
+    assert len(certificate_lines({"tasks": ["only"], "certificate": {"tasks": {"only": facts}}})) == 1
+    with pytest.raises(IntaglioError, match="run the stage evaluate"):
+        certificate_lines({})

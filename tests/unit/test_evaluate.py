@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from components.bundle import verify_bundle, write_bundle
 from components.config import Config
 from components.errors import IntaglioError
-from components.evaluate import RULES, accuracy_matrix, evaluate, score_test_images, stream_metrics
+from components.evaluate import RULES, accuracy_matrix, evaluate, stream_metrics
 from components.images import Limits, open_image
 from components.io import read_json, read_table, write_json
 from components.predict import Prediction, Predictor
+from components.score import score_test_images
 
 shares = st.floats(0, 1)
 
@@ -53,10 +54,10 @@ def test_forgetting_is_never_negative_and_bounds_backward_transfer(rows: tuple[l
 
 
 def test_the_accuracy_matrix_is_what_a_stream_cut_short_would_give(learned: Path, config: Config) -> None:
-    whole = accuracy_matrix(score_test_images(learned, config), "pooled", soft=False)
+    whole = accuracy_matrix(score_test_images(learned, config), config)
     tasks = dict(list(config.stream.tasks.items())[:2])
     short = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": tasks})})
-    assert whole[:2] == accuracy_matrix(score_test_images(learned, short), "pooled", soft=False)
+    assert whole[:2] == accuracy_matrix(score_test_images(learned, short), short)
 
 
 def test_everything_promised_is_there_and_consistent(learned: Path, config: Config) -> None:

@@ -171,6 +171,24 @@ def _metrics(predictions: pd.DataFrame, tasks: Sequence[str], classes: int, rng:
             "dpgmm": {"accuracy_final": 0.71, "retrieval_accuracy": 0.78},
         },
         "per_task": per_task,
+        "certificate": {
+            "tasks": {
+                task: {
+                    "held_out_images": 100,
+                    "coverage_promised": 0.98,
+                    "coverage": 0.973,
+                    "nearest": tasks[number - 1],
+                    "delta": 12.34,
+                    "bound": 1.5e-10,
+                    "measured": 0.0253,
+                }
+                for number, task in enumerate(tasks)
+            }
+        },
+        "rejection": {
+            way: {"auroc": 0.938, "fpr95": 0.26, "left_out": {task: {"auroc": 0.876, "fpr95": 0.692} for task in tasks}}
+            for way in ("conformal", "mahalanobis")
+        },
     }
 
 
@@ -268,6 +286,8 @@ def test_page_shows_what_was_measured(tmp_path: Path) -> None:
     for key in ("accuracy_final", "retrieval_accuracy", "task_aware_accuracy", "forgetting"):
         assert percent(metrics[key]) in text
     for words in ("Nearest class mean", "61.0%", "My own ridge", "74.0%", "in use", "1 image is unreadable", "31"):
+        assert words in text
+    for words in ("97.3%", "12.3", "1.5e-10", "2.5%", "Mahalanobis distance", "87.6% (69.2%)", "93.8% (26.0%)"):
         assert words in text
     assert "vit_small_patch14_dinov2" in text
     assert "head_learning_rate" in text

@@ -158,7 +158,7 @@ def test_equal_images_in_every_class_are_no_problem() -> None:
 def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None:
     signature = read_signature(learned / "models/signatures", "low")
     write_signature(tmp_path, signature)
-    for name in ("shared", "mixture", "centroids", "classifier"):
+    for name in ("shared", "mixture", "centroids", "support", "classifier"):
         one = read_arrays(learned / f"models/signatures/low/{name}.safetensors")
         two = read_arrays(tmp_path / f"low/{name}.safetensors")
         assert one.keys() == two.keys()

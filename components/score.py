@@ -1,0 +1,102 @@
+"""Every test image under every module, once: what all metrics are computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.backbone import choose_device, load_vit
+from components.config import Config
+from components.embed import Progress, embed_pixels, pixel_batches
+from components.images import Limits
+from components.manifest import read_manifest, split_of
+from components.modules import Modules
+from components.retrieve import PooledRetriever
+from components.signature import Embeddings, Signature, read_signature
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Every test image (n of them, ordered by task) under every module: what all metrics are computed from.
+
+    task (n,), label (n,): the truth, label an index into its task's classes. h0 (n, d). density (n, T): log p_k(h_k).
+    best (n, T): the class that task k would choose; confidence (n, T): log of that class's probability in task k.
+    p_values, typicality (n, T): conformal p-value of the image in task k, and the continuous score behind it.
+    """
+
+    signatures: tuple[Signature, ...]
+    task: Indices
+    label: Indices
+    paths: tuple[str, ...]
+    h0: Embeddings
+    density: Matrix
+    best: Indices
+    confidence: Matrix
+    p_values: Matrix
+    typicality: Matrix
+
+    def scores(self, rule: str, known: int) -> Matrix:
+        """Task scores (n, known) with only the first `known` tasks known."""
+        if rule == "dpgmm":
+            return self.density[:, :known]
+        retriever = PooledRetriever.fit([signature.statistics for signature in self.signatures[:known]])
+        return retriever.scores(self.h0)
+
+    def correct(self, retrieved: Indices) -> Mask:
+        """Whether task and class are right, (n,)."""
+        rows = np.arange(len(self.task))
+        return cast(Mask, (retrieved == self.task) & (self.best[rows, retrieved] == self.label))
+
+    def per_task(self, values: NDArray[Any]) -> list[float]:
+        """Mean of `values` (n,) over the test images of each task."""
+        return [float(values[self.task == task].mean()) for task in range(len(self.signatures))]
+
+
+def score_test_images(root: Path, config: Config) -> Scored:
+    """Run every test image through the trunk once and through every module."""
+    vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
+    modules = Modules(vit, root / "models/modules", config.tasks)
+    signatures = tuple(read_signature(root / "models/signatures", task) for task in config.tasks)
+    tables = {task: split_of(read_manifest(root, task), "test") for task in config.tasks}
+    paths = [root / config.stream.tasks[task].folder / path for task, table in tables.items() for path in table["path"]]
+    count, width = len(paths), vit.embedding_width
+    h0 = np.empty((count, width), dtype=np.float32)
+    density, confidence = np.empty((count, len(signatures))), np.empty((count, len(signatures)))
+    p_values, typicality = np.empty_like(density), np.empty_like(density)
+    best = np.empty((count, len(signatures)), dtype=np.int64)
+    progress, done = Progress("evaluate: test images", count), 0
+    for pixels in pixel_batches(paths, vit.image_size, Limits.of(config.data)):
+        rows = slice(done, done + len(pixels))
+        embedded = embed_pixels(modules, pixels, (None, *config.tasks))
+        h0[rows] = embedded[None]
+        for column, signature in enumerate(signatures):
+            h = embedded[signature.task]
+            log_probability = signature.classifier.log_probabilities(h)
+            support = signature.support
+            lies = support.mixture.log_density(h0[rows])
+            p_values[rows, column] = support.calibration.p_values(lies)
+            typicality[rows, column] = support.calibration.typicality(lies)
+            density[rows, column] = signature.mixture.log_density(h)
+            best[rows, column] = log_probability.argmax(axis=1)
+            confidence[rows, column] = log_probability.max(axis=1)
+        done = rows.stop
+        progress.at(done)
+    task = np.repeat(np.arange(len(signatures)), [len(table) for table in tables.values()])
+    label = np.array(
+        [
+            signature.classes.index(name)
+            for signature, table in zip(signatures, tables.values(), strict=True)
+            for name in table["label"]
+        ],
+        dtype=np.int64,
+    )
+    names = tuple(path for table in tables.values() for path in table["path"])
+    return Scored(signatures, task, label, names, h0, density, best, confidence, p_values, typicality)
