@@ -1,8 +1,11 @@
 # make run: set up, then run the pipeline once.  make test: set up with the development tools, then every check.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# uv reads its own variable for a folder of local wheels; pip's setting, where there is one, is handed on.
-INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt
+# uv takes seconds where pip takes minutes. It reads its own variable for a folder of local wheels: pip's setting, where
+# there is one, is handed on. Where uv cannot reach the registry (pip's own configuration may name another), pip tries.
+install = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.venv \
+	$(BIN)/uv pip install -q --system-certs --compile-bytecode -c constraints.txt -e '$(1)' || \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '$(1)'
 
 .PHONY: run test format clean
 
@@ -33,10 +36,10 @@ clean:
 
 .venv/run.stamp: .venv/base.stamp pyproject.toml constraints.txt
 	@echo "installing from constraints.txt"
-	@$(INSTALL) -e .
+	@$(call install,.)
 	@touch $@
 
 .venv/test.stamp: .venv/base.stamp pyproject.toml constraints.txt
 	@echo "installing from constraints.txt, with the development tools"
-	@$(INSTALL) -e '.[dev]'
+	@$(call install,.[dev])
 	@touch $@ .venv/run.stamp
