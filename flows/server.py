@@ -19,7 +19,6 @@ from components.errors import IntaglioError
 from flows import leash
 from flows.settings import SCRATCH
 
-PORT = 4200  # Prefect's usual one; another where it is taken
 _START_SECONDS = 120  # 5 s usually, 15 s with a new database, more on a busy machine
 
 
@@ -83,15 +82,10 @@ def start_server(root: Path, schedules: bool = False) -> PrefectServer:
 
 
 def _free_port() -> int:
-    for port in (PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no obstacle
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise IntaglioError("no free port on 127.0.0.1 for Prefect's server")
+    """A port that the kernel picks: with a fixed one, two projects that start at once would share one's server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _healthy(address: str) -> bool:

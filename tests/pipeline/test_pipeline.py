@@ -153,6 +153,8 @@ def test_an_interrupted_run_leaves_no_stage(
         raise SystemExit(143)
 
     before = signal.signal(signal.SIGTERM, end)
+    # Whoever is started in the background of a script inherits an ignored SIGINT, these tests included.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     helper = threading.Thread(target=interrupt)
     helper.start()
     try:
@@ -160,6 +162,7 @@ def test_an_interrupted_run_leaves_no_stage(
             run_flow(done)
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
         helper.join()
     assert not running(int((done.root / "alive").read_text()))
     with run_lock(done.root):  # and the lock is free again

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -60,19 +59,17 @@ def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     silent.process.wait(20)
 
 
-def test_a_taken_port_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        monkeypatch.setattr(server, "PORT", taken.getsockname()[1])
-        assert server._free_port() not in (0, server.PORT)
-
-
-def test_no_port_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(socket.socket):
-        def bind(self, _address: object) -> None:
-            raise OSError
-
-    monkeypatch.setattr(socket, "socket", Full)
-    with pytest.raises(IntaglioError, match="no free port"):
-        server._free_port()
+def test_projects_that_start_at_once_have_servers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = tmp_path / "asleep.py"
+    asleep.write_text("import os; os.read(0, 1)")
+    monkeypatch.setattr(leash, "__file__", str(asleep))  # the address is chosen before anything listens on it
+    servers = []
+    for _ in range(5):
+        monkeypatch.setenv("PREFECT_API_URL", "")
+        servers.append(server.start_server(tmp_path))
+    assert len({own.address for own in servers}) == 5
+    for own in servers:
+        assert own.process is not None
+        assert own.process.stdin is not None
+        own.process.stdin.close()
+        own.process.wait(20)
