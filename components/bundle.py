@@ -9,13 +9,21 @@ from pathlib import Path
 from components.config import Config
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_json, sha256_file, write_arrays, write_json
-from components.retrieve import PooledRetriever
+from components.shortlist import TaskFinder
 from components.signature import read_signature
 
 INDEX = "bundle.json"
+RETRIEVAL = "retrieval.safetensors"
 _SERVED = {
     "modules": ("module.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    "signatures": ("signature.json", "classifier.safetensors", "mixture.safetensors", "centroids.safetensors"),
+    "signatures": (
+        "signature.json",
+        "classifier.safetensors",
+        "mixture.safetensors",
+        "centroids.safetensors",
+        "support.safetensors",
+        "trunk_support.safetensors",
+    ),
 }
 
 
@@ -27,10 +35,9 @@ def write_bundle(root: Path, config: Config) -> None:
         for signature in signatures:
             for kind, names in _SERVED.items():
                 _copy(root / "models" / kind / signature.task, folder / kind / signature.task, names)
-        retriever = PooledRetriever.fit([signature.statistics for signature in signatures])
-        write_arrays(folder / "retrieval.safetensors", retriever.to_arrays())
+        write_arrays(folder / RETRIEVAL, TaskFinder.fit(signatures, config.shortlist).to_arrays())
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sections = ("data", "backbone", "embedding", "retrieval")
+        sections = ("data", "backbone", "embedding", "retrieval", "shortlist")
         index = {
             "tasks": {signature.task: signature.classes for signature in signatures},
             "order": list(config.tasks),
@@ -41,7 +48,7 @@ def write_bundle(root: Path, config: Config) -> None:
 
 
 def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
-    for name in names:
+    for name in filter(lambda name: (source / name).exists(), names):  # not every trunk has a support
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name)
 

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from components.errors import IntaglioError
 
 BASE = "base"  # what the first task follows: the frozen backbone itself
+UNKNOWN = "unknown"  # the answer for an image that no task knows
 TASK_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -103,19 +104,27 @@ class Retrieval(_Section):
 
 
 class Shortlist(_Section):
-    """Which tasks stay in question for an image: those whose conformal p-value is above epsilon."""
+    """Which tasks stay in question for an image: those whose conformal p-value is above epsilon, at most `cap`.
+
+    The trunk alone decides where its best task leads by `early_margin` nats and its p-value there is above `early_p`.
+    """
 
     epsilon: Share
+    cap: Positive
+    early_margin: Annotated[float, Field(ge=0)]
+    early_p: Share
 
 
 class Gates(_Section):
-    """What a new model version must show before it becomes champion."""
+    """What a new model version must show before it becomes champion; the last two may be null: not asked for."""
 
     min_accuracy_final: Share
     min_retrieval_accuracy: Share
     max_forgetting: Share
     max_accuracy_drop: Share
     max_retrieval_drop: Share
+    min_coverage: Share | None = None
+    max_confusion_bound: Share | None = None
 
 
 class Task(_Section):
@@ -189,6 +198,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"embedding.depths must rise and end at backbone.depth ({backbone.depth}), got {list(depths)}"
     if any(backbone.trunk_depth < depth < backbone.depth for depth in depths):
         yield f"embedding.depths must not lie between the trunk ({backbone.trunk_depth}) and the last block"
+    if config.shortlist.early_p < config.shortlist.epsilon:
+        yield (
+            f"shortlist.early_p ({config.shortlist.early_p}) must not be below shortlist.epsilon "
+            f"({config.shortlist.epsilon}): the trunk may not accept what the shortlist would reject"
+        )
     if not _known_weights(backbone):
         yield (
             f"backbone.weights is {backbone.weights!r}: expected 'hub', a .safetensors file, "
@@ -208,6 +222,8 @@ def _broken_chain(config: Config) -> Iterator[str]:
     for name, task in config.stream.tasks.items():
         if name == BASE:
             yield f"stream.tasks.{name}: this name stands for the frozen backbone; choose another"
+        if name == UNKNOWN:
+            yield f"stream.tasks.{name}: this is the answer for images of no task; choose another name"
         if task.previous != previous:
             yield f"stream.tasks.{name}.previous is {task.previous!r}, but the task before it is {previous!r}"
         if task.folder in folders:

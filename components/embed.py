@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from components.backbone import Vit
+from components.engine import Engine
 from components.images import Limits, open_image, to_square
-from components.modules import Modules
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -70,25 +70,25 @@ def precision(vit: Vit) -> AbstractContextManager[object]:
 
 
 def embed_images(
-    modules: Modules, paths: Sequence[Path], tasks: Sequence[str | None], limits: Limits, what: str
+    engine: Engine, paths: Sequence[Path], tasks: Sequence[str | None], limits: Limits, what: str
 ) -> dict[str | None, Embeddings]:
     """h_k of every image for every task in `tasks` (None: h_0), the trunk computed once.
 
     Returns:
         (len(paths), d) float32 for each of `tasks`.
     """
-    vit, progress, done = modules.vit, Progress(what, len(paths)), 0
+    vit, progress, done = engine.vit, Progress(what, len(paths)), 0
     out = {task: np.empty((len(paths), vit.embedding_width), dtype=np.float32) for task in tasks}
     for pixels in pixel_batches(paths, vit.image_size, limits):
-        for task, rows in embed_pixels(modules, pixels, tasks).items():
+        for task, rows in embed_pixels(engine, pixels, tasks).items():
             out[task][done : done + len(pixels)] = rows
         done += len(pixels)
         progress.at(done)
     return out
 
 
-def embed_pixels(modules: Modules, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
+def embed_pixels(engine: Engine, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
     """As `embed_images`, of one batch of pixels (n, size, size, 3)."""
-    with torch.inference_mode(), precision(modules.vit):
-        tokens, trunk = modules.vit.trunk(pixels)
-        return {task: modules.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}
+    with torch.inference_mode(), precision(engine.vit):
+        tokens, trunk = engine.vit.trunk(pixels)
+        return {task: engine.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}

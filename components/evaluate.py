@@ -18,6 +18,7 @@ from components.projection import project
 from components.rejection import rejection
 from components.retrieve import PooledRetriever, choose_task, log_posterior
 from components.score import Indices, Matrix, Scored, score_test_images
+from components.shortlist import Found
 
 RULES = ("pooled", "dpgmm")
 
@@ -40,17 +41,32 @@ def evaluate(root: Path, config: Config) -> None:
     print(f"accuracy_final {metrics['accuracy_final']:.4f}, retrieval_accuracy {metrics['retrieval_accuracy']:.4f}")
 
 
-def retrieve(scored: Scored, config: Config, known: int) -> tuple[Matrix, Indices]:
-    """Scores (n, known) and retrieved task (n,) with only the first `known` tasks known."""
-    scores = scored.scores(config.retrieval.rule, known)
-    confidence = scored.confidence[:, :known] if config.retrieval.prediction == "soft" else None
-    return scores, choose_task(scores, confidence)
+def retrieve(scored: Scored, config: Config, known: int) -> tuple[Found, Matrix, Indices]:
+    """As it is served, with only the first `known` tasks known and every image answered.
+
+    Returns:
+        What was found before any module ran, log p(k|x) of the tasks asked (n, known), the retrieved task (n,).
+    """
+    found = scored.find(config.shortlist, known)
+    log_task = found.log_posterior
+    if config.retrieval.rule == "dpgmm":
+        log_task = log_posterior(np.where(found.shortlist, scored.density[:, :known], -np.inf))
+    if config.retrieval.prediction == "soft":
+        joint = log_task + scored.confidence[:, :known]
+        return found, log_task, np.where(found.shortlist, joint, -np.inf).argmax(axis=1)
+    return found, log_task, log_task.argmax(axis=1)
+
+
+def retrieve_exactly(scored: Scored, config: Config, rule: str) -> Indices:
+    """The retrieved task (n,) with every task scored in full: what `retrieve` is held against."""
+    soft = config.retrieval.prediction == "soft"
+    return choose_task(scored.scores(rule, len(scored.signatures)), scored.confidence if soft else None)
 
 
 def accuracy_matrix(scored: Scored, config: Config) -> list[list[float]]:
     """R[t][j], j <= t: accuracy on task j's test images with tasks 0..t known, the task of an image unknown."""
     counts = range(1, len(scored.signatures) + 1)
-    return [scored.per_task(scored.correct(retrieve(scored, config, known)[1]))[:known] for known in counts]
+    return [scored.per_task(scored.correct(retrieve(scored, config, known)[2]))[:known] for known in counts]
 
 
 def stream_metrics(matrix: Sequence[Sequence[float]], sizes: Sequence[int]) -> dict[str, float | None]:
@@ -79,7 +95,7 @@ def summarise(scored: Scored, config: Config) -> dict[str, Any]:
     names = [signature.task for signature in scored.signatures]
     sizes = np.bincount(scored.task, minlength=len(names))
     matrix = accuracy_matrix(scored, config)
-    _, retrieved = retrieve(scored, config, len(names))
+    found, _, retrieved = retrieve(scored, config, len(names))
     right_task = retrieved == scored.task
     columns = {
         "accuracy": scored.per_task(scored.correct(retrieved)),
@@ -96,6 +112,7 @@ def summarise(scored: Scored, config: Config) -> dict[str, Any]:
         "task_aware_accuracy": float(np.mean(columns["task_aware_accuracy"])),
         "frozen_task_aware_accuracy": float(np.mean(columns["frozen_task_aware_accuracy"])),
         **shortlist_metrics(scored, config.shortlist.epsilon),
+        **serving_metrics(scored, config, found, retrieved),
         "accuracy_matrix": matrix,
         "rules": {name: _rule_row(scored, config, name) for name in RULES},
         "baselines": baselines(scored),
@@ -109,12 +126,25 @@ def summarise(scored: Scored, config: Config) -> dict[str, Any]:
 
 
 def shortlist_metrics(scored: Scored, epsilon: float) -> dict[str, float]:
-    """How often the true task stays in question (promised: at least 1 - epsilon), how many do, and how often none."""
+    """How often the true task stays in question (promised: at least 1 - epsilon), and how many tasks do."""
     shortlist = scored.p_values > epsilon
     return {
         "shortlist_coverage": float(shortlist[np.arange(len(shortlist)), scored.task].mean()),
         "shortlist_size": float(shortlist.sum(axis=1).mean()),
-        "unknown_rate": float((~shortlist.any(axis=1)).mean()),
+    }
+
+
+def serving_metrics(scored: Scored, config: Config, found: Found, retrieved: Indices) -> dict[str, float]:
+    """What constant cost costs: images called unknown, images that the trunk alone decided, images whose shortlist was
+    cut to the cap, and the share whose whole answer is the one with every task scored in full.
+    """
+    exact = retrieve_exactly(scored, config, config.retrieval.rule)
+    unknown = ~(scored.p_values > config.shortlist.epsilon).any(axis=1)
+    return {
+        "unknown_rate": float(found.unknown.mean()),
+        "early_share": float(found.early.mean()),
+        "cap_rate": float(found.capped.mean()),
+        "agreement_with_exact": float(((retrieved == exact) & (found.unknown == unknown)).mean()),
     }
 
 
@@ -137,17 +167,16 @@ def certificate(scored: Scored, epsilon: float) -> dict[str, Any]:
 
 
 def _rule_row(scored: Scored, config: Config, rule: str) -> dict[str, float]:
-    """What one retrieval rule reaches with the same modules and classifiers."""
-    scores = scored.scores(rule, len(scored.signatures))
-    retrieved = choose_task(scores, scored.confidence if config.retrieval.prediction == "soft" else None)
+    """What one retrieval rule reaches with the same modules and classifiers, every task scored in full."""
+    retrieved = retrieve_exactly(scored, config, rule)
     return result_row(scored, retrieved, scored.correct(retrieved))
 
 
 def predict_all(scored: Scored, config: Config) -> pd.DataFrame:
-    """The prediction of every test image, with the scores it rests on."""
+    """The prediction of every test image, also where it would be called unknown, with what it rests on."""
     rows, names = np.arange(len(scored.task)), [signature.task for signature in scored.signatures]
-    scores, retrieved = retrieve(scored, config, len(names))
-    task_probability = np.exp(log_posterior(scores)[rows, retrieved])
+    found, log_task, retrieved = retrieve(scored, config, len(names))
+    task_probability = np.exp(log_task[rows, retrieved])
     best = scored.best[rows, retrieved]
     table = {
         "task": [names[task] for task in scored.task],
@@ -157,9 +186,10 @@ def predict_all(scored: Scored, config: Config) -> pd.DataFrame:
         "predicted_label": [scored.signatures[k].classes[c] for k, c in zip(retrieved, best, strict=True)],
         "task_probability": task_probability,
         "probability": task_probability * np.exp(scored.confidence[rows, retrieved]),
-        "task_score": scores[rows, retrieved],
-        "p_value": scored.p_values.max(axis=1),
+        "p_value": found.p_value,
+        "unknown": found.unknown,
+        "early": found.early,
         "correct": scored.correct(retrieved),
         "retrieved": retrieved == scored.task,
     }
-    return pd.DataFrame(table | {f"score:{name}": scores[:, column] for column, name in enumerate(names)})
+    return pd.DataFrame(table | {f"log_p:{name}": log_task[:, column] for column, name in enumerate(names)})

@@ -6,7 +6,7 @@ ordinary PEFT LoRA adapters; `s` and the orthogonality are parametrisations of t
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from components.io import atomic_folder, read_arrays, read_json, sha256_file, wr
 from components.vision import LoraConfig, LoraLayer, LoraModel, PeftModel, get_peft_model
 
 Matrix = NDArray[np.float32]
-_LINEAR = r"(attn\.(qkv|proj)|mlp\.fc[12])"
+LINEAR_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # of a block: what a module adapts
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,9 @@ def _array(tensor: Tensor) -> Matrix:
 
 def _lora_config(vit: Vit, rank: int) -> LoraConfig:
     blocks = "|".join(str(number) for number in range(vit.trunk_depth, len(vit.model.blocks)))
+    layers = "|".join(re.escape(layer) for layer in LINEAR_LAYERS)
     # lora_alpha = r makes PEFT's scaling 1, so that the stored factors are the update itself.
-    return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=rf"blocks\.({blocks})\.{_LINEAR}")
+    return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=rf"blocks\.({blocks})\.({layers})")
 
 
 def read_past(folder: Path, previous: str, budget: int) -> dict[str, LowRank]:
@@ -281,50 +282,3 @@ def _write_adapter(folder: Path, updates: Module, vit: Vit, rank: int) -> None:
     folder.mkdir(parents=True)
     config.save_pretrained(str(folder))
     write_arrays(folder / "adapter_model.safetensors", arrays)
-
-
-class Modules:
-    """The frozen backbone with the stored modules of several tasks, one active at a time, through plain PEFT.
-
-    Wraps `vit.model` in place: afterwards `vit.tail` runs with the active module.
-    """
-
-    def __init__(self, vit: Vit, folder: Path, tasks: Sequence[str]) -> None:
-        """Load `tasks` from `folder`/<task>/adapter.
-
-        Raises:
-            IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
-        """
-        self.vit = vit
-        self._names = {task: f"m{number}" for number, task in enumerate(tasks)}  # PEFT forbids some names
-        self._peft: PeftModel | None = None
-        for task, name in self._names.items():
-            self._load(folder / task, name)
-
-    def embed(self, task: str | None, tokens: Tensor, trunk: Tensor) -> Tensor:
-        """h_k, or h_0 where `task` is None: tokens (n, tokens, width), trunk (n, trunk_width) -> (n, d)."""
-        if self._peft is None or task is None:
-            return torch.cat([trunk, self._frozen_tail(tokens)], dim=1)
-        self._peft.set_adapter(self._names[task], inference_mode=True)
-        return torch.cat([trunk, self.vit.tail(tokens)], dim=1)
-
-    def _frozen_tail(self, tokens: Tensor) -> Tensor:
-        if self._peft is None:
-            return self.vit.tail(tokens)
-        with self._peft.disable_adapter():
-            return self.vit.tail(tokens)
-
-    def _load(self, folder: Path, name: str) -> None:
-        facts, adapter = read_json(folder / "module.json"), folder / "adapter"
-        if facts["backbone_sha256"] != self.vit.sha256:
-            raise IntaglioError(f"{folder}: was trained on another backbone; run the pipeline again")
-        weights = adapter / "adapter_model.safetensors"
-        if not weights.exists() or sha256_file(weights) != facts["adapter_sha256"]:
-            raise IntaglioError(f"{weights}: missing or damaged (sha256); run the stage 'finetune' again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self.vit.model, str(adapter), adapter_name=name).eval()
-            else:
-                self._peft.load_adapter(str(adapter), adapter_name=name)
-        self._peft.requires_grad_(False).eval().to(self.vit.device)

@@ -8,49 +8,57 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from components.backbone import choose_device, load_vit
-from components.bundle import INDEX, verify_bundle
-from components.config import Backbone, Data, Embedding, Retrieval
-from components.embed import BATCH, Pixels, precision
+from components.bundle import INDEX, RETRIEVAL, verify_bundle
+from components.config import UNKNOWN, Backbone, Data, Embedding, Retrieval, Shortlist
+from components.embed import BATCH, Embeddings, Pixels, precision
+from components.engine import CACHE_BYTES, Engine
 from components.images import Limits, to_square
 from components.io import read_arrays, read_json
-from components.modules import Modules
-from components.retrieve import PooledRetriever, choose_task, log_posterior
+from components.retrieve import log_posterior
+from components.shortlist import Found, Indices, Mask, Matrix, TaskFinder, Vector
 from components.signature import Classifier, Mixture, read_classifier, read_mixture
 
-Matrix = NDArray[np.float64]
+_LIKELY = 5  # tasks whose p-values a prediction names
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image: the retrieved task and its p(k|x), the class and its p(k|x) p(c|x,k), and the best few, best first."""
+    """What one image shows.
+
+    task: the retrieved one, `UNKNOWN` where no task knows the image. label, task_probability p(k|x), probability
+    p(k|x) p(c|x,k): None where unknown. p_value: conformal, of the task that knows the image best. p_values: of the few
+    tasks that the image is most typical of, best first. top: the best few guesses (task, label, probability), also
+    where unknown.
+    """
 
     task: str
-    label: str
-    task_probability: float
-    probability: float
+    label: str | None
+    task_probability: float | None
+    probability: float | None
+    p_value: float
+    p_values: tuple[tuple[str, float], ...]
     top: tuple[tuple[str, str, float], ...]
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded bundle. Predictions do not depend on the other images of a call."""
+    """A loaded bundle. Predictions do not depend on the other images of a call. One thread at a time."""
 
-    modules: Modules
+    engine: Engine
     tasks: Mapping[str, tuple[str, ...]]
-    classifiers: Mapping[str, Classifier]
-    mixtures: Mapping[str, Mixture]
-    retriever: PooledRetriever
+    classifiers: tuple[Classifier, ...]
+    mixtures: tuple[Mixture, ...]
+    finder: TaskFinder
     retrieval: Retrieval
     limits: Limits
 
     @classmethod
-    def load(cls, bundle: Path, device: str = "auto") -> Predictor:
-        """Read and verify a bundle.
+    def load(cls, bundle: Path, device: str = "auto", cache_bytes: int = CACHE_BYTES) -> Predictor:
+        """Read and verify a bundle; at most `cache_bytes` of modules lie on the device at a time.
 
         Raises:
             IntaglioError: it is damaged, or the device does not exist.
@@ -61,72 +69,102 @@ class Predictor:
         backbone = Backbone.model_validate(config["backbone"])
         depths = Embedding.model_validate(config["embedding"]).depths
         vit = load_vit(bundle / "backbone", backbone, depths, choose_device(device))
+        retrieval, shortlist = (
+            Retrieval.model_validate(config["retrieval"]),
+            Shortlist.model_validate(config["shortlist"]),
+        )
         order: list[str] = index["order"]
+        signatures = [bundle / "signatures" / task for task in order]
         return cls(
-            modules=Modules(vit, bundle / "modules", order),
+            engine=Engine.load(vit, bundle / "modules", order, cache_bytes),
             tasks={task: tuple(index["tasks"][task]) for task in order},
-            classifiers={task: read_classifier(bundle / "signatures" / task) for task in order},
-            mixtures={task: read_mixture(bundle / "signatures" / task) for task in order},
-            retriever=PooledRetriever.from_arrays(read_arrays(bundle / "retrieval.safetensors")),
-            retrieval=Retrieval.model_validate(config["retrieval"]),
+            classifiers=tuple(read_classifier(folder) for folder in signatures),
+            mixtures=tuple(read_mixture(folder) for folder in signatures) if retrieval.rule == "dpgmm" else (),
+            finder=TaskFinder.from_arrays(read_arrays(bundle / RETRIEVAL), signatures, shortlist),
+            retrieval=retrieval,
             limits=Limits.of(Data.model_validate(config["data"])),
         )
 
-    def predict(self, images: Sequence[Image.Image], top: int = 1) -> list[Prediction]:
-        """Predict RGB images, as `open_image` returns them."""
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that the backbone takes, in pixels."""
+        return self.engine.vit.image_size
+
+    def predict(self, images: Sequence[Image.Image], top: int = 1, force: bool = False) -> list[Prediction]:
+        """Predict RGB images, as `open_image` returns them; with `force` an unknown image gets the best guess."""
         found: list[Prediction] = []
         for start in range(0, len(images), BATCH):
-            size = self.modules.vit.image_size
-            pixels = np.stack([to_square(image, size) for image in images[start : start + BATCH]])
-            found += self._predict_batch(pixels, top)
+            pixels = np.stack([to_square(image, self.image_size) for image in images[start : start + BATCH]])
+            found += self.predict_pixels(pixels, top, force)
         return found
 
-    def _predict_batch(self, pixels: Pixels, top: int) -> list[Prediction]:
-        names = list(self.tasks)
-        with torch.inference_mode(), precision(self.modules.vit):
-            tokens, trunk = self.modules.vit.trunk(pixels)
-            classes: dict[int, Matrix] = {}
-            if self.retrieval.rule == "pooled" and self.retrieval.prediction == "hard":
-                scores = self.retriever.scores(self._embed(None, tokens, trunk))
-                retrieved = choose_task(scores)
-                for number in np.unique(retrieved):
-                    rows = np.flatnonzero(retrieved == number)
-                    h = self._embed(names[number], tokens[rows], trunk[rows])
-                    classes[number] = np.full((len(pixels), len(self.tasks[names[number]])), -np.inf)
-                    classes[number][rows] = self.classifiers[names[number]].log_probabilities(h)
-            else:
-                scores, classes = self._exhaustive(tokens, trunk)
-                best = np.stack([classes[number].max(axis=1) for number in range(len(names))], axis=1)
-                retrieved = choose_task(scores, best if self.retrieval.prediction == "soft" else None)
-        posterior = log_posterior(scores)
-        return [self._prediction(row, int(k), posterior[row], classes, top) for row, k in enumerate(retrieved)]
+    def predict_pixels(self, pixels: Pixels, top: int = 1, force: bool = False) -> list[Prediction]:
+        """As `predict`, of one batch of pixels (n, image_size, image_size, 3)."""
+        with torch.inference_mode(), precision(self.engine.vit):
+            tokens, trunk = self.engine.vit.trunk(pixels)
+            found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.vit.tail(tokens[rows])))
+            asked = self._asked(found)
+            rows, tasks = np.nonzero(asked)
+            h = _array(self.engine.embed_each(tasks, tokens[rows], trunk[rows]))
+        log_task = found.log_posterior
+        if self.retrieval.rule == "dpgmm":
+            log_task = self._log_posterior_of_densities(asked, tasks, h)
+        candidates: list[list[_Candidate]] = [[] for _ in pixels]
+        for task in np.unique(tasks):
+            pairs = np.flatnonzero(tasks == task)
+            for row, log_class in zip(rows[pairs], self.classifiers[task].log_probabilities(h[pairs]), strict=True):
+                candidates[row].append(_Candidate(int(task), float(log_task[row, task]), log_class))
+        return [self._prediction(found, row, candidates[row], top, force) for row in range(len(pixels))]
 
-    def _exhaustive(self, tokens: Tensor, trunk: Tensor) -> tuple[Matrix, dict[int, Matrix]]:
-        scores: list[NDArray[np.float64]] = []
-        classes: dict[int, Matrix] = {}
-        for number, task in enumerate(self.tasks):
-            h = self._embed(task, tokens, trunk)
-            classes[number] = self.classifiers[task].log_probabilities(h)
-            scores.append(self.mixtures[task].log_density(h))
-        if self.retrieval.rule == "pooled":
-            return self.retriever.scores(self._embed(None, tokens, trunk)), classes
-        return np.stack(scores, axis=1), classes
+    def _asked(self, found: Found) -> Mask:
+        """Whose module runs, (n, T): the retrieved task's alone where no other could change the answer."""
+        if self.retrieval.rule == "pooled" and self.retrieval.prediction == "hard":
+            return np.equal(found.task[:, None], np.arange(len(self.tasks)))
+        return found.shortlist
 
-    def _embed(self, task: str | None, tokens: Tensor, trunk: Tensor) -> NDArray[np.float32]:
-        embedded: NDArray[np.float32] = self.modules.embed(task, tokens, trunk).float().cpu().numpy()
-        return embedded
+    def _log_posterior_of_densities(self, asked: Mask, tasks: Indices, h: Embeddings) -> Matrix:
+        """log p(k|x) by the mixtures on h_k, (n, T), of the tasks asked alone; -inf elsewhere."""
+        density = np.full(asked.shape, -np.inf)
+        columns = [np.flatnonzero(asked[:, task]) for task in range(len(self.tasks))]
+        for task in np.unique(tasks):
+            density[columns[task], task] = self.mixtures[task].log_density(h[tasks == task])
+        return log_posterior(density)
 
     def _prediction(
-        self, row: int, task: int, posterior: NDArray[np.float64], classes: Mapping[int, Matrix], top: int
+        self, found: Found, row: int, candidates: Sequence[_Candidate], top: int, force: bool
     ) -> Prediction:
-        names = list(self.tasks)
-        shown = classes if self.retrieval.prediction == "soft" else {task: classes[task]}
-        joint = [
-            (names[number], self.tasks[names[number]][column], float(np.exp(posterior[number] + value)))
-            for number, table in shown.items()
-            for column, value in enumerate(table[row])
+        if self.retrieval.prediction == "hard":
+            candidates = [max(candidates, key=lambda candidate: candidate.log_task)]
+        names, p_values = list(self.tasks), found.p_values[row]
+        guesses = [
+            (names[candidate.task], self.tasks[names[candidate.task]][column], candidate, float(log_class))
+            for candidate in candidates
+            for column, log_class in enumerate(candidate.log_class)
         ]
-        ranked = sorted(joint, key=lambda item: -item[2])[:top]
-        label = self.tasks[names[task]][int(classes[task][row].argmax())]
-        probability = float(np.exp(posterior[task] + classes[task][row].max()))
-        return Prediction(names[task], label, float(np.exp(posterior[task])), probability, tuple(ranked))
+        guesses.sort(key=lambda guess: -(guess[2].log_task + guess[3]))
+        likely = [int(k) for k in np.argsort(-p_values)[:_LIKELY] if not np.isnan(p_values[k])]
+        known = force or not found.unknown[row]
+        task, label, best, log_class = guesses[0]
+        return Prediction(
+            task=task if known else UNKNOWN,
+            label=label if known else None,
+            task_probability=float(np.exp(best.log_task)) if known else None,
+            probability=float(np.exp(best.log_task + log_class)) if known else None,
+            p_value=float(found.p_value[row]),
+            p_values=tuple((names[k], float(p_values[k])) for k in likely),
+            top=tuple((task, label, float(np.exp(c.log_task + log))) for task, label, c, log in guesses[:top]),
+        )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A task in question for one image: log p(k|x), and log p(c|x,k) of its classes (C,)."""
+
+    task: int
+    log_task: float
+    log_class: Vector
+
+
+def _array(tensor: Tensor) -> Embeddings:
+    array: Embeddings = tensor.float().cpu().numpy()
+    return array

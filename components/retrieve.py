@@ -56,10 +56,7 @@ class PooledRetriever:
 
     def scores(self, h0: Embeddings) -> Matrix:
         """log p_k(h_0) up to a constant, a task being the even mixture of its classes: (n, d) -> (n, T)."""
-        log_parts = self.class_scores(h0)
-        tasks = int(self.owner.max()) + 1
-        columns = [self.owner == task for task in range(tasks)]
-        return np.stack([logsumexp(log_parts[:, own], axis=1) - np.log(own.sum()) for own in columns], axis=1)
+        return mixture_scores(self.class_scores(h0), self.owner)
 
     def class_scores(self, h0: Embeddings) -> Matrix:
         """Minus half the squared Mahalanobis distance to each class mean: (n, d) -> (n, C)."""
@@ -67,14 +64,51 @@ class PooledRetriever:
         squared = (z**2).sum(axis=1)[:, None] - 2 * z @ self.centers.T + (self.centers**2).sum(axis=1)
         return cast(Matrix, -0.5 * np.maximum(squared, 0))
 
+    def linear(self) -> LinearRetriever:
+        """The same task scores, up to a constant per image, for a cost that does not hold a (d, d) matrix."""
+        middle = self.centers.mean(axis=0)  # counted from here, scores are small enough for float32
+        around = self.centers - middle
+        origin = np.linalg.solve(self.whitener.T, middle)
+        offset = -0.5 * (around**2).sum(axis=1)
+        coef, offset, origin = (x.astype(np.float32) for x in (around @ self.whitener.T, offset, origin))
+        return LinearRetriever(coef, offset, origin, self.owner)
+
+
+@dataclass(frozen=True)
+class LinearRetriever:
+    """A PooledRetriever as it is served: one linear discriminant per class around `origin` (d,).
+
+    coef (C, d), offset (C,), owner (C,): the task of each class, in order.
+    """
+
+    coef: NDArray[np.float32]
+    offset: NDArray[np.float32]
+    origin: NDArray[np.float32]
+    owner: Indices
+
+    def scores(self, h: Embeddings) -> Matrix:
+        """Task scores (n, d) -> (n, T), equal to PooledRetriever's but for a constant per image."""
+        return mixture_scores(((h - self.origin) @ self.coef.T + self.offset).astype(np.float64), self.owner)
+
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""
-        return {"whitener": self.whitener.astype(np.float32), "centers": self.centers, "owner": self.owner}
+        return {"coef": self.coef, "offset": self.offset, "origin": self.origin, "owner": self.owner}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> PooledRetriever:
+    def from_arrays(cls, arrays: Arrays) -> LinearRetriever:
         """The inverse of `to_arrays`."""
-        return cls(arrays["whitener"].astype(np.float64), arrays["centers"], arrays["owner"])
+        return cls(arrays["coef"], arrays["offset"], arrays["origin"], arrays["owner"])
+
+
+def mixture_scores(class_scores: Matrix, owner: Indices) -> Matrix:
+    """log of the even mixture of each task's classes, the classes (C,) standing in the order of their tasks `owner`.
+
+    (n, C) -> (n, T).
+    """
+    first, classes = np.unique(owner, return_index=True)[1], np.bincount(owner)
+    top = np.maximum.reduceat(class_scores, first, axis=1)
+    parts = np.exp(class_scores - np.repeat(top, classes, axis=1))
+    return cast(Matrix, top + np.log(np.add.reduceat(parts, first, axis=1) / classes))
 
 
 def choose_task(scores: Matrix, class_log_probability: Matrix | None = None) -> Indices:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.backbone import choose_device, load_vit
-from components.config import Config
+from components.config import Config, Shortlist
 from components.embed import Progress, embed_pixels, pixel_batches
+from components.engine import Engine
 from components.images import Limits
 from components.manifest import read_manifest, split_of
-from components.modules import Modules
 from components.retrieve import PooledRetriever
+from components.shortlist import Found, TaskFinder
 from components.signature import Embeddings, Signature, read_signature
 
 Matrix = NDArray[np.float64]
@@ -50,6 +51,12 @@ class Scored:
         retriever = PooledRetriever.fit([signature.statistics for signature in self.signatures[:known]])
         return retriever.scores(self.h0)
 
+    def find(self, settings: Shortlist, known: int) -> Found:
+        """What retrieval says before any module runs, as it is served, with only the first `known` tasks known."""
+        finder = TaskFinder.fit(self.signatures[:known], settings)
+        width = finder.trunk_width
+        return finder.find(self.h0[:, :width], lambda rows: self.h0[rows, width:])
+
     def correct(self, retrieved: Indices) -> Mask:
         """Whether task and class are right, (n,)."""
         rows = np.arange(len(self.task))
@@ -63,7 +70,7 @@ class Scored:
 def score_test_images(root: Path, config: Config) -> Scored:
     """Run every test image through the trunk once and through every module."""
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-    modules = Modules(vit, root / "models/modules", config.tasks)
+    engine = Engine.load(vit, root / "models/modules", config.tasks)
     signatures = tuple(read_signature(root / "models/signatures", task) for task in config.tasks)
     tables = {task: split_of(read_manifest(root, task), "test") for task in config.tasks}
     paths = [root / config.stream.tasks[task].folder / path for task, table in tables.items() for path in table["path"]]
@@ -75,7 +82,7 @@ def score_test_images(root: Path, config: Config) -> Scored:
     progress, done = Progress("evaluate: test images", count), 0
     for pixels in pixel_batches(paths, vit.image_size, Limits.of(config.data)):
         rows = slice(done, done + len(pixels))
-        embedded = embed_pixels(modules, pixels, (None, *config.tasks))
+        embedded = embed_pixels(engine, pixels, (None, *config.tasks))
         h0[rows] = embedded[None]
         for column, signature in enumerate(signatures):
             h = embedded[signature.task]

@@ -10,17 +10,17 @@ import numpy as np
 from components.backbone import choose_device, load_vit
 from components.config import Config
 from components.embed import embed_images
+from components.engine import Engine
 from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
-from components.modules import Modules
 from components.signature import Classifier, Labels, Mixture, Signature, Statistics, Support, write_signature
 
 
 def sign(root: Path, config: Config, task: str) -> None:
     """The `signature` stage: write models/signatures/<task> from the task's train and val images."""
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-    modules = Modules(vit, root / "models/modules", [task])
+    engine = Engine.load(vit, root / "models/modules", [task])
     manifest = read_manifest(root, task)
     rows = {name: split_of(manifest, name) for name in ("train", "val")}
     classes = tuple(sorted(rows["train"]["label"].unique()))
@@ -30,16 +30,18 @@ def sign(root: Path, config: Config, task: str) -> None:
     paths = {name: [folder / path for path in table["path"]] for name, table in rows.items()}
     labels = {name: _indices(table["label"].tolist(), classes) for name, table in rows.items()}
     h = {
-        name: embed_images(modules, paths[name], (None, task), limits, f"signature {task}: {name} split")
+        name: embed_images(engine, paths[name], (None, task), limits, f"signature {task}: {name} split")
         for name in paths
     }
+    train, val, width = h["train"][None], h["val"][None], vit.trunk_width
     classifier = Classifier.fit(h["train"][task], labels["train"], len(classes))
     signature = Signature(
         task,
         classes,
-        Statistics.fit(h["train"][None], labels["train"], len(classes)),
+        Statistics.fit(train, labels["train"], len(classes)),
         Mixture.fit(h["train"][task], config.signature, config.seed),
-        Support.fit(h["train"][None], h["val"][None], config.signature, config.seed),
+        Support.fit(train, val, config.signature, config.seed),
+        Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
         classifier.calibrated(h["val"][task], labels["val"]),
     )
     write_signature(root / "models/signatures", signature)

@@ -47,6 +47,10 @@ class Statistics:
         residual = x - means[labels]
         return cls(np.bincount(labels, minlength=classes).astype(np.float64), means, residual.T @ residual)
 
+    def first(self, width: int) -> Statistics:
+        """Of the first `width` coordinates alone."""
+        return Statistics(self.counts, self.means[:, :width], self.scatter[:width, :width])
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -90,6 +94,12 @@ class Mixture:
     def centroids(self) -> Matrix:
         """The component means in the space of the embeddings, (K, d)."""
         return self.means @ self.axes + self.center
+
+    def rounded(self) -> Mixture:
+        """The same with every number as float32 keeps it: what is stored is exactly what was calibrated."""
+        arrays = (self.weights, self.means, self.variances, self.center, self.axes, np.array(self.noise))
+        weights, means, variances, center, axes, noise = (x.astype(np.float32).astype(np.float64) for x in arrays)
+        return Mixture(weights, means, variances, center, axes, float(noise))
 
     def log_density(self, h: Embeddings) -> Vector:
         """log p_k of embeddings h (n, d), (n,)."""
@@ -148,31 +158,32 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Support:
-    """Where a task's images lie in the shared space h_0: a mixture, and its density on held-out images."""
+    """Where a task's images lie in a space that all tasks share: a mixture, and its density on held-out images."""
 
     mixture: Mixture
     calibration: Calibration
 
     @classmethod
     def fit(cls, train: Embeddings, held_out: Embeddings, settings: Settings, seed: int) -> Support:
-        """From embeddings h_0 of the training (n, d) and the held-out (m, d) images; m may be 0."""
-        mixture = Mixture.fit(train, settings, seed)
+        """From embeddings of the training (n, d) and the held-out (m, d) images; m may be 0."""
+        mixture = Mixture.fit(train, settings, seed).rounded()
         return cls(mixture, Calibration.of(mixture.log_density(held_out)))
 
-    def p_values(self, h0: Embeddings) -> Vector:
+    def p_values(self, h: Embeddings) -> Vector:
         """Conformal p-value of each image, (n, d) -> (n,)."""
-        return self.calibration.p_values(self.mixture.log_density(h0))
+        return self.calibration.p_values(self.mixture.log_density(h))
 
 
 @dataclass(frozen=True)
 class Signature:
-    """All that retrieval and prediction know of a task."""
+    """All that retrieval and prediction know of a task; `trunk_support` lies in the trunk's part of h_0, if any."""
 
     task: str
     classes: tuple[str, ...]
     statistics: Statistics
     mixture: Mixture
     support: Support
+    trunk_support: Support | None
     classifier: Classifier
 
 
@@ -194,12 +205,27 @@ def write_signature(folder: Path, signature: Signature) -> None:
         centroids = {"centroids": arrays.pop("centroids"), "weights": arrays.pop("weights")}
         write_arrays(temporary / "mixture.safetensors", arrays)
         write_arrays(temporary / "centroids.safetensors", centroids)
-        support = signature.support
-        held_out = {"held_out_scores": support.calibration.scores}
-        write_arrays(temporary / "support.safetensors", _mixture_arrays(support.mixture) | held_out)
+        write_support(temporary / "support.safetensors", signature.support)
+        if signature.trunk_support:
+            write_support(temporary / "trunk_support.safetensors", signature.trunk_support)
         write_classifier(temporary, classifier)
         facts = {"task": signature.task, "classes": signature.classes, "centroids": len(mixture.weights)}
         write_json(temporary / "signature.json", facts)
+
+
+def write_support(path: Path, support: Support) -> None:
+    """Store a support, whose mixture is `rounded`, in float32."""
+    mixture = support.mixture
+    arrays = {
+        "weights": mixture.weights,
+        "means": mixture.means,
+        "variances": mixture.variances,
+        "center": mixture.center,
+        "axes": mixture.axes,
+        "noise": np.array([mixture.noise]),
+    }
+    single = {name: array.astype(np.float32) for name, array in arrays.items()}
+    write_arrays(path, single | {"held_out_scores": support.calibration.scores})
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:
@@ -226,7 +252,8 @@ def read_signature(folder: Path, task: str) -> Signature:
         tuple(facts["classes"]),
         statistics,
         read_mixture(folder / task),
-        read_support(folder / task),
+        read_support(folder / task / "support.safetensors"),
+        read_support(trunk) if (trunk := folder / task / "trunk_support.safetensors").exists() else None,
         read_classifier(folder / task),
     )
 
@@ -236,10 +263,18 @@ def read_mixture(folder: Path) -> Mixture:
     return _mixture(read_arrays(folder / "mixture.safetensors") | read_arrays(folder / "centroids.safetensors"))
 
 
-def read_support(folder: Path) -> Support:
-    """The support of a signature's folder."""
-    arrays = read_arrays(folder / "support.safetensors")
-    return Support(_mixture(arrays), Calibration(arrays["held_out_scores"]))
+def read_support(path: Path) -> Support:
+    """The inverse of `write_support`.
+
+    Raises:
+        IntaglioError: the file is missing or damaged.
+    """
+    arrays = read_arrays(path)
+    weights, means, variances, center, axes, noise = (
+        arrays[name].astype(np.float64) for name in ("weights", "means", "variances", "center", "axes", "noise")
+    )
+    mixture = Mixture(weights, means, variances, center, axes, float(noise[0]))
+    return Support(mixture, Calibration(arrays["held_out_scores"]))
 
 
 def _mixture_arrays(mixture: Mixture) -> Arrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ def judge(gates: Gates, metrics: Mapping[str, Any], champion: Mapping[str, Any] 
         _forgetting(metrics, gates.max_forgetting),
         _drop("accuracy", metrics, champion, gates.max_accuracy_drop),
         _drop("retrieval_accuracy", metrics, champion, gates.max_retrieval_drop),
+        *_certificate(metrics, gates),
     )
 
 
@@ -87,6 +88,30 @@ def _drop(metric: str, metrics: Mapping[str, Any], champion: Mapping[str, Any] |
     good = value <= maximum + _ROUNDING
     verdict = f"{value:+.3f} over {len(common)} shared tasks {'is within' if good else 'exceeds'} {maximum:.3f}"
     return GateRow(name, value, maximum, good, verdict)
+
+
+def _certificate(metrics: Mapping[str, Any], gates: Gates) -> Iterator[GateRow]:
+    """The worst task's coverage, and the largest certified confusion of two tasks, where they are asked for."""
+    certificate = metrics.get("certificate")
+    tasks = certificate.get("tasks") if isinstance(certificate, Mapping) else None
+    rows = list(tasks.values()) if isinstance(tasks, Mapping) else []
+    if (minimum := gates.min_coverage) is not None:
+        found = [_number(row.get("coverage")) for row in rows]
+        known = [value for value in found if value is not None]
+        if not known or len(known) < len(found):
+            yield _unmeasured("coverage", minimum)
+        else:
+            yield _floor("coverage", {"coverage": min(known)}, minimum)
+    if (maximum := gates.max_confusion_bound) is not None:
+        found = [_number(row.get("bound")) for row in rows if "nearest" in row]
+        known = [value for value in found if value is not None]
+        if not rows or len(known) < len(found):
+            yield _unmeasured("confusion_bound", maximum)
+        else:
+            worst = max(known, default=0.0)
+            good = worst <= maximum + _ROUNDING
+            sentence = f"{worst:.2g} {'is within' if good else 'exceeds'} {maximum:.3f}"
+            yield GateRow("confusion_bound", worst, maximum, good, sentence)
 
 
 def _unmeasured(name: str, threshold: float, where: str = "") -> GateRow:

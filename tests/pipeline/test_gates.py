@@ -123,3 +123,35 @@ def test_a_floor_passes_exactly_what_reaches_it(accuracy: float, retrieval: floa
         math.isfinite(forgetting) and forgetting <= 0.1 + 1e-9,
     )
     assert tuple(row.passed for row in rows[:3]) == expected
+
+
+def certified(coverage: object, bound: object) -> dict[str, Any]:
+    other = {"coverage": 0.99, "nearest": "a", "bound": 0.01}
+    return metrics(certificate={"tasks": {"a": {"coverage": coverage, "nearest": "b", "bound": bound}, "b": other}})
+
+
+@pytest.mark.parametrize(
+    ("coverage", "bound", "expected"),
+    [
+        (0.95, 0.02, [True, True]),
+        (0.85, 0.02, [False, True]),
+        (0.95, 0.2, [True, False]),
+        (None, math.nan, [False, False]),
+    ],
+)
+def test_the_certificate_can_be_required(coverage: object, bound: object, expected: list[bool]) -> None:
+    gates = GATES.model_copy(update={"min_coverage": 0.9, "max_confusion_bound": 0.1})
+    rows = judge(gates, certified(coverage, bound), None)[-2:]
+    assert [row.name for row in rows] == ["coverage", "confusion_bound"]
+    assert [row.passed for row in rows] == expected
+
+
+def test_a_certificate_that_is_required_and_missing_blocks() -> None:
+    gates = GATES.model_copy(update={"min_coverage": 0.9, "max_confusion_bound": 0.1})
+    assert [row.passed for row in judge(gates, metrics(), None)[-2:]] == [False, False]
+
+
+def test_a_single_task_has_nobody_to_be_confused_with() -> None:
+    gates = GATES.model_copy(update={"max_confusion_bound": 0.1})
+    alone = metrics(certificate={"tasks": {"a": {"coverage": 0.99}}})
+    assert judge(gates, alone, None)[-1].passed

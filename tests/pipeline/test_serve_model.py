@@ -44,7 +44,10 @@ class FakePredictor:
 
     def predict(self, images: Sequence[Image.Image], top: int = 1) -> list[Prediction]:
         best = [(f"{image.width} wide", 0.5) for image in images]
-        return [Prediction("first", label, 0.75, share, (("first", label, share),) * top) for label, share in best]
+        known = 0.5, (("first", 0.5),)
+        return [
+            Prediction("first", label, 0.75, share, *known, (("first", label, share),) * top) for label, share in best
+        ]
 
 
 @pytest.fixture

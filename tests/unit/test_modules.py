@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,8 @@ from hypothesis import strategies as st
 from components.backbone import Vit
 from components.config import Config
 from components.errors import IntaglioError
-from components.io import sha256_file
 from components.modules import (
     LowRank,
-    Modules,
     Orthogonal,
     attach,
     orthonormal_basis,
@@ -26,7 +23,6 @@ from components.modules import (
     stack,
     truncate,
 )
-from components.vision import PeftModel, create_model
 
 sizes = st.integers(2, 24)
 
@@ -99,27 +95,6 @@ def test_stored_components_of_different_tasks_are_orthogonal(learned: Path) -> N
                 assert product <= 1e-5 * scale
 
 
-def test_plain_peft_loads_an_adapter_and_computes_the_same(learned: Path, vit: Vit, config: Config) -> None:
-    model = create_model("test_vit", pretrained=False, num_classes=0, img_size=32, depth=4)
-    from safetensors.torch import load_file
-
-    model.load_state_dict(load_file(learned / "models/backbone/backbone.safetensors"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plain = PeftModel.from_pretrained(model, str(learned / "models/modules/high/adapter")).eval()
-    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    modules = Modules(vit, learned / "models/modules", ["low", "high"])
-    with torch.inference_mode():
-        tokens, trunk = vit.trunk(x)
-        ours = modules.embed("high", tokens, trunk)[:, vit.trunk_width :]
-        image = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        whole = plain.base_model.model.forward_features(image)
-        expected = torch.cat([whole[:, 0], whole[:, 1:].mean(dim=1)], dim=1)
-        frozen = modules.embed(None, tokens, trunk)[:, vit.trunk_width :]
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-    assert (ours - frozen).abs().max() > 1e-3
-
-
 def test_the_past_is_cut_to_its_budget(learned: Path) -> None:
     whole = read_past(learned / "models/modules", "high", budget=100)
     cut = read_past(learned / "models/modules", "high", budget=4)
@@ -135,23 +110,8 @@ def test_a_changed_link_of_the_chain_is_noticed(learned: Path) -> None:
         read_past(learned / "models/modules", "middle", budget=100)
 
 
-@pytest.mark.parametrize("name", ["component.safetensors", "adapter/adapter_model.safetensors"])
-def test_a_damaged_module_is_refused(learned: Path, vit: Vit, name: str) -> None:
-    path = learned / "models/modules/low" / name
+def test_a_damaged_component_is_refused(learned: Path) -> None:
+    path = learned / "models/modules/low/component.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(IntaglioError, match="damaged"):
         read_component(learned / "models/modules/low")
-        Modules(vit, learned / "models/modules", ["low"])
-
-
-def test_a_module_of_another_backbone_is_refused(learned: Path, vit: Vit) -> None:
-    path = learned / "models/modules/low/module.json"
-    path.write_text(path.read_text().replace(vit.sha256, sha256_file(path)))
-    with pytest.raises(IntaglioError, match="another backbone"):
-        Modules(vit, learned / "models/modules", ["low"])
-
-
-def test_without_modules_the_backbone_speaks(vit: Vit, learned: Path) -> None:
-    tokens, trunk = vit.trunk(np.zeros((1, 32, 32, 3), dtype=np.uint8))
-    expected = torch.cat([trunk, vit.tail(tokens)], dim=1)
-    assert torch.equal(Modules(vit, learned, []).embed(None, tokens, trunk), expected)
