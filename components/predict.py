@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from components.backbone import choose_device, load_vit
@@ -100,7 +102,8 @@ class Predictor:
 
     def predict_pixels(self, pixels: Pixels, top: int = 1, force: bool = False) -> list[Prediction]:
         """As `predict`, of one batch of pixels (n, image_size, image_size, 3)."""
-        with torch.inference_mode(), precision(self.engine.vit):
+        # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's for a third of the time.
+        with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), precision(self.engine.vit):
             tokens, trunk = self.engine.vit.trunk(pixels)
             found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.vit.tail(tokens[rows])))
             asked = self._asked(found)
@@ -163,6 +166,11 @@ class _Candidate:
     task: int
     log_task: float
     log_class: Vector
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _array(tensor: Tensor) -> Embeddings:

@@ -77,13 +77,13 @@ def _matches(pattern: Path) -> list[Path]:
         return []
 
 
-def classify(predictor: Predictor, paths: Iterator[Path], top: int) -> Iterator[Classified]:
+def classify(predictor: Predictor, paths: Iterator[Path], top: int, force: bool = False) -> Iterator[Classified]:
     """Predict file by file, in batches; a file that cannot be used yields its error and stops nothing."""
     while batch := list(islice(paths, BATCH)):
-        yield from _classify_batch(predictor, batch, top)
+        yield from _classify_batch(predictor, batch, top, force)
 
 
-def _classify_batch(predictor: Predictor, batch: Sequence[Path], top: int) -> Iterator[Classified]:
+def _classify_batch(predictor: Predictor, batch: Sequence[Path], top: int, force: bool) -> Iterator[Classified]:
     from components.images import open_image
 
     images: list[PIL.Image.Image] = []
@@ -93,7 +93,7 @@ def _classify_batch(predictor: Predictor, batch: Sequence[Path], top: int) -> It
             images.append(open_image(path, predictor.limits))
         except (IntaglioError, OSError) as error:
             errors[path] = _reason(path, error)
-    predictions = iter(predictor.predict(images, top=top) if images else [])
+    predictions = iter(predictor.predict(images, top=top, force=force) if images else [])
     for path in batch:
         if path in errors:
             yield Classified(path, None, errors[path])
@@ -120,6 +120,8 @@ def as_json(result: Classified) -> str:
         "label": found.label,
         "task_probability": found.task_probability,
         "probability": found.probability,
+        "p_value": found.p_value,
+        "p_values": dict(found.p_values),
         "top": [{"task": task, "label": label, "probability": share} for task, label, share in found.top],
     }
     return json.dumps(row)
@@ -144,13 +146,17 @@ def show(results: Iterator[Classified], as_lines: bool, top: int) -> int:
     return failures
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
 def _print_table(rows: Sequence[tuple[str, Prediction]], top: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("image", "task", "", "class", "", box=None, pad_edge=False)
     for path, found in rows:
-        table.add_row(path, found.task, f"{found.task_probability:.0%}", found.label, f"{found.probability:.0%}")
+        table.add_row(path, found.task, _percent(found.task_probability), found.label, _percent(found.probability))
         for task, label, share in found.top[1:top]:
             table.add_row("", task, "", label, f"{share:.0%}", style="dim")
     console = Console()

@@ -101,10 +101,14 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+_NULL = "tag:yaml.org,2002:null"
+
+
 def _append(params: Path, name: str, folder: str, previous: str) -> None:
     yaml = YAML()  # the round-trip kind: comments, order and quotes survive
     yaml.preserve_quotes = True
     yaml.width = 2**16  # never wrap a line that was not wrapped
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     text = params.read_text()
     document = yaml.load(text)
     task = CommentedMap(folder=folder, previous=previous)

@@ -13,7 +13,7 @@ import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, Schema
+from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import components
 import flows
@@ -47,9 +47,11 @@ SIGNATURE = ModelSignature(
             ColSpec("string", "label", required=False),
             ColSpec("double", "task_probability", required=False),
             ColSpec("double", "probability", required=False),
+            ColSpec("double", "p_value", required=False),
             ColSpec("string", "error", required=False),
         ]
     ),
+    params=ParamSchema([ParamSpec("force", DataType.boolean, default=False)]),
 )
 
 

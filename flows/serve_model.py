@@ -1,8 +1,8 @@
 """What `models:/intaglio@champion` loads: MLflow runs this file (models from code, nothing is pickled).
 
 Input: a DataFrame with the column `image`; each cell is a path, base64 text (a data: URL too), bytes, or an H x W x 3
-array or nested list of 0..255. Output: a DataFrame with the columns task, label, task_probability, probability, error.
-A row that cannot be read gets an error and nulls; the others are predicted.
+array or nested list of 0..255. Output: a DataFrame with COLUMNS. A row that cannot be read gets an error and nulls; the
+others are predicted. An image that no task knows has the task `unknown`; `params={"force": True}` guesses there too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from components.predict import Prediction, Predictor
 
-COLUMNS = ("task", "label", "task_probability", "probability", "error")
+COLUMNS = ("task", "label", "task_probability", "probability", "p_value", "error")
 _BATCH = 64  # images decoded at a time, whatever the request's size
 _LONGEST_PATH = 4096
 
@@ -49,14 +49,14 @@ class TaskRetrievalModel(PythonModel):
         """
         if "image" not in model_input:
             raise ValueError(f"expected a column named 'image', got {[str(column) for column in model_input.columns]}")
-        cells = list(model_input["image"])
+        cells, force = list(model_input["image"]), bool((params or {}).get("force", False))
         rows: list[tuple[object, ...]] = []
         for start in range(0, len(cells), _BATCH):
-            rows.extend(self._predict_batch(cells[start : start + _BATCH]))
+            rows.extend(self._predict_batch(cells[start : start + _BATCH], force))
         # Objects, so that what is missing is None: the server would write NaN, which is not JSON.
         return pd.DataFrame(rows, columns=list(COLUMNS), index=model_input.index, dtype=object)
 
-    def _predict_batch(self, cells: Sequence[object]) -> list[tuple[object, ...]]:
+    def _predict_batch(self, cells: Sequence[object], force: bool) -> list[tuple[object, ...]]:
         from components.errors import IntaglioError
         from components.images import open_image
 
@@ -68,12 +68,13 @@ class TaskRetrievalModel(PythonModel):
                 errors.append(None)
             except (IntaglioError, OSError, ValueError) as error:
                 errors.append(" ".join(str(error).split()) or type(error).__name__)
-        predictions = iter(self.predictor.predict(images) if images else [])
-        return [_row(next(predictions)) if error is None else (None, None, None, None, error) for error in errors]
+        predictions = iter(self.predictor.predict(images, force=force) if images else [])
+        return [_row(next(predictions)) if error is None else (*[None] * 5, error) for error in errors]
 
 
 def _row(prediction: Prediction) -> tuple[object, ...]:
-    return prediction.task, prediction.label, prediction.task_probability, prediction.probability, None
+    share = prediction.task_probability, prediction.probability, prediction.p_value
+    return prediction.task, prediction.label, *share, None
 
 
 def source_of(cell: object) -> Path | bytes:

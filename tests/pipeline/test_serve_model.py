@@ -42,7 +42,7 @@ class FakePredictor:
         cls.loaded, cls.device = bundle, device
         return cls()
 
-    def predict(self, images: Sequence[Image.Image], top: int = 1) -> list[Prediction]:
+    def predict(self, images: Sequence[Image.Image], top: int = 1, force: bool = False) -> list[Prediction]:
         best = [(f"{image.width} wide", 0.5) for image in images]
         known = 0.5, (("first", 0.5),)
         return [

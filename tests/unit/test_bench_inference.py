@@ -1,0 +1,56 @@
+"""The benchmark on a learned stream: what it measures is the same method at another price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.bench_inference import ENGINES, bench_inference
+from components.config import Config
+from components.io import read_arrays
+from components.predict import Predictor
+from components.signature import read_signature
+from components.synthetic import stretch
+
+
+def test_every_engine_is_measured_beside_what_it_answers(learned: Path) -> None:
+    found = bench_inference(learned, tasks=[2, 5], images=16, rounds=1, memory=False)
+    assert [(row["tasks"], row["engine"]) for row in found["rows"]] == [(t, e) for t in (2, 5) for e in ENGINES]
+    for row in found["rows"]:
+        assert row["images_per_second"] > 0
+        if row["engine"] == "backbone":
+            assert row["ratio_to_backbone"] == 1
+        if row["engine"] in ("exact", "shortlist"):
+            assert row["agreement_with_exact"] >= 0.9
+            assert row["accuracy_final"] > 0.5
+
+
+def test_a_synthetic_task_is_a_real_one_elsewhere(learned: Path, config: Config, tmp_path: Path) -> None:
+    stretched = stretch(learned, config, 5, tmp_path)
+    assert stretched.tasks[:3] == config.tasks
+    real, moved = (read_signature(tmp_path / "models/signatures", task) for task in ("low", "synthetic-4"))
+    np.testing.assert_allclose(moved.statistics.counts, real.statistics.counts)
+    inside = [np.linalg.norm(s.statistics.means - s.statistics.means[0], axis=1) for s in (real, moved)]
+    np.testing.assert_allclose(inside[0], inside[1], rtol=1e-4)
+    assert np.linalg.norm(real.statistics.means - moved.statistics.means) > 1
+    # A point amid the moved support is as typical of the moved task as its image is of the real one.
+    here, there = (s.support.mixture.centroids.astype(np.float32) for s in (real, moved))
+    np.testing.assert_allclose(
+        real.support.mixture.log_density(here), moved.support.mixture.log_density(there), rtol=1e-3
+    )
+    folders = [
+        tmp_path / "models/modules" / task / "adapter/adapter_model.safetensors" for task in ("low", "synthetic-4")
+    ]
+    one, other = (read_arrays(path) for path in folders)
+    for name, array in one.items():
+        np.testing.assert_allclose(np.linalg.norm(array), np.linalg.norm(other[name]), rtol=1e-5)
+    assert len(Predictor.load(tmp_path / "models/bundle", "cpu").tasks) == 5
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_stream_within_its_own_tasks_is_the_project_itself(
+    learned: Path, config: Config, tmp_path: Path, tasks: int
+) -> None:
+    assert stretch(learned, config, tasks, tmp_path).tasks == config.tasks[:tasks]
