@@ -19,7 +19,7 @@ import components
 import flows
 from components.config import Config
 from flows.publish import Publication
-from flows.settings import MODEL, SCRATCH
+from flows.settings import MODEL, scratch_folder
 from flows.tracking import CHALLENGER, experiment_id, tags_of, version_of, versions
 
 # What loading and asking the model imports.
@@ -82,7 +82,7 @@ def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]
     """Save the model and upload it; returns where it lies, and its id."""
     logged = client.create_logged_model(experiment_id(client, root), name=MODEL, source_run_id=run_id)
     location, model_id = str(logged.artifact_location), str(logged.model_id)
-    with tempfile.TemporaryDirectory(dir=root / SCRATCH) as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=scratch_folder(root)) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about type hints that a DataFrame model cannot follow
         folder = Path(scratch) / "model"
         mlflow.pyfunc.save_model(
