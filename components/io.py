@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +20,108 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from components.errors import IntaglioError
+from components.errors import DISK_FAULTS, IntaglioError, disk_error
 
 Arrays = dict[str, NDArray[Any]]
+
+_MANY = 256  # files in a folder above which one sync of the whole disk is quicker than one each
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
 
-    Whoever is killed in between leaves the old file whole.
+    Whoever is killed in between leaves the old file whole; the next write of `path` removes what he left beside it.
+
+    Raises:
+        IntaglioError: the disk is full, or does not let us write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    """Yield a temporary folder beside `path`; on success it is synced and takes the place of `path`.
+
+    Whoever is killed in between leaves the old folder, the new one or none, and never a part of one.
+
+    Raises:
+        IntaglioError: the disk is full, or does not let us write.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        temporary, old = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
+        handles = [os.open(folder, os.O_RDONLY) for folder in (temporary, old)]
+        try:
+            for handle in handles:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            yield temporary
+            temporary.chmod(0o755)
+            _sync_tree(temporary)
+            if path.exists():
+                path.replace(old / path.name)  # a rename: deleting in place could be killed half-way
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            for folder in (temporary, old):
+                shutil.rmtree(folder, ignore_errors=True)
+            for handle in handles:
+                os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it. A living writer holds a lock on his; a dead one cannot."""
+    for litter in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):
+        with suppress(OSError):  # renamed or removed by its writer this instant
+            handle = os.open(litter, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+            finally:
+                os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        os.fsync(handle)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    paths = [folder, *folder.rglob("*")]
+    if len(paths) > _MANY:
+        os.sync()
+    else:
+        for path in paths:
+            _sync(path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        raise disk_error(path, error) from None
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -6,12 +6,18 @@ Exit status: 0; 1 for an error that the user can act on; 75 (EX_TEMPFAIL) where 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
 
 from components.config import load_config
-from components.errors import IntaglioError, TransientError
+from components.errors import DISK_FAULTS, IntaglioError, TransientError, disk_error
+
+_PARENT = os.getppid()
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # stage -> its function. Imported when called: a stage that needs no torch does not wait for it.
 STAGES = {
@@ -37,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if (given.task is not None) != (given.stage in TASK_STAGES):
         parser.error(f"stage {given.stage} takes {'a' if given.stage in TASK_STAGES else 'no'} task")
+    _end_with_dvc()
     try:
         config = load_config()
         if given.task is not None and given.task not in config.tasks:
@@ -48,7 +55,22 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, 75)
     except IntaglioError as error:
         return _fail(error, 1)
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        return _fail(disk_error(Path.cwd(), error), 1)
     return 0
+
+
+def _end_with_dvc() -> None:
+    """Have the kernel end this stage with the DVC that started it.
+
+    DVC takes no stage with it when it is killed: it would go on writing, and the next run would start a second writer.
+    """
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != _PARENT:  # it died before we asked
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _fail(error: IntaglioError, status: int) -> int:

@@ -7,6 +7,8 @@ SIGKILL included, the kernel closes that end for it. DVC itself does not take it
 a stage would go on writing, and the next run would start a second writer beside it.
 """
 
+import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -14,11 +16,15 @@ import sys
 import threading
 
 GRACE_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: list[str]) -> int:
     """Run the command in this process group; returns its exit status, unless the owner lets go first."""
-    command = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    # If even the leash is killed, its owner too, the kernel ends the command.
+    bind = functools.partial(libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL) if libc else None
+    command = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, preexec_fn=bind)
     let_go = threading.Event()
     end = threading.Thread(target=_end_when_let_go, args=(command, let_go), daemon=True)
     end.start()

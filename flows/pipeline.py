@@ -21,6 +21,7 @@ from components.errors import IntaglioError, TransientError
 from components.io import read_json
 from flows.dag import changed_stages, read_dag
 from flows.lock import run_lock
+from flows.mend import mend
 from flows.preflight import preflight
 from flows.progress import Progress
 from flows.run_stage import StageStoppedError, run_stage
@@ -64,6 +65,7 @@ def continual_finetuning(root: str | None = None) -> Summary:
     enter(folder)
     with run_lock(folder):
         config = preflight(folder)
+        mend(folder)
         dag = read_dag(folder)
         walk = Walk(dag, changed_stages(folder), WORKERS)
         run = Run(folder, config, Progress(len(dag.stages)))

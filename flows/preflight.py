@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +21,6 @@ def preflight(root: Path) -> Config:
     problems = list(_missing_folders(root, config))
     if problems:
         raise IntaglioError("\n".join(problems))
-    _forget_dead_processes(root)
     return config
 
 
@@ -37,36 +34,3 @@ def _missing_folders(root: Path, config: Config) -> Iterator[str]:
             yield f"{where}: {task.folder} is a file; expected a folder with one folder of images per class"
         elif not folder.is_dir():
             yield f"{where}: {task.folder} does not exist; correct the path or remove the task"
-
-
-def _forget_dead_processes(root: Path) -> None:
-    """Remove DVC's table of readers and writers if nobody in it lives any more, or a kill tore it.
-
-    DVC does so by itself, except where the dead process was never reaped (a container without an init), or where the
-    file is torn: then it would refuse to start until a person removes the file.
-    """
-    table = root / ".dvc" / "tmp" / "rwlock"
-    try:
-        entries = json.loads(table.read_text())
-        writers = list(entries.get("write", {}).values())
-        readers = [reader for group in entries.get("read", {}).values() for reader in group]
-        holders = {int(entry["pid"]) for entry in [*writers, *readers] if entry}
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError, AttributeError):
-        holders = set()
-    if not any(_lives(pid) for pid in holders):
-        table.unlink()
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:  # no /proc here
-        return True

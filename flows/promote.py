@@ -51,8 +51,10 @@ def standing(client: MlflowClient, gates: Gates, number: str) -> Decision | None
     The same version against the same champion and thresholds is not judged again, and a version that a person rolled
     back, or that a later one replaced, does not come back by itself.
     """
-    tags, current = tags_of(version_of(client, number)), aliases(client).get(CHAMPION)
-    rows = _recorded_rows(tags)
+    tags, known = tags_of(version_of(client, number)), aliases(client)
+    rows, current = _recorded_rows(tags), known.get(CHAMPION)
+    if current == number and ("promoted_at" not in tags or known.get(CHALLENGER) == number):
+        return None  # killed in the middle of its promotion
     if current == number:
         return Decision(number, "champion", rows, current)
     if "rolled_back" in tags or "promoted_at" in tags:
@@ -79,6 +81,7 @@ def promote(client: MlflowClient, gates: Gates, number: str | None = None, force
         )
     version, current = version_of(client, number), known.get(CHAMPION)
     if current == number:
+        _close_promotion(client, number, tags_of(version), known)
         return Decision(number, "champion", _recorded_rows(tags_of(version)), current)
     champion = None if current is None else _metrics_of(client, current)
     rows = judge(gates, _metrics_of(client, number), champion)
@@ -89,12 +92,17 @@ def promote(client: MlflowClient, gates: Gates, number: str | None = None, force
         tag_version(client, number, {"forced": force})
     tag_version(client, number, {"previous_champion": current or ""})
     client.set_registered_model_alias(MODEL, CHAMPION, number)
+    _close_promotion(client, number, tags_of(version), known)
+    return Decision(number, "promoted", rows, number)
+
+
+def _close_promotion(client: MlflowClient, number: str, tags: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """What follows the champion's alias; repeating it changes nothing but the time."""
     tag_version(client, number, {"promoted_at": _now()})
-    if "rolled_back" in tags_of(version):
+    if "rolled_back" in tags:
         client.delete_model_version_tag(MODEL, number, "rolled_back")
     if known.get(CHALLENGER) == number:
         client.delete_registered_model_alias(MODEL, CHALLENGER)
-    return Decision(number, "promoted", rows, number)
 
 
 def rollback(client: MlflowClient) -> tuple[str, str]:

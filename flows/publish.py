@@ -55,7 +55,13 @@ def publish(client: MlflowClient, root: Path, config: Config) -> Publication:
     digest = _state(root)
     tags = {"dvc_lock_sha256": digest, "params_sha256": sha256_file(root / "params.yaml"), **_git_tags(root)}
     metrics = read_json(root / "reports" / "metrics.json")
-    return Publication(_Publisher(client, root, config, experiment, tags, metrics).log_pipeline(), digest, new=True)
+    publisher = _Publisher(client, root, config, experiment, tags, metrics)
+    try:
+        return Publication(publisher.log_pipeline(), digest, new=True)
+    except FileNotFoundError as error:
+        raise IntaglioError(
+            f"{error.filename}: vanished while it was being published; another DVC is at work: run again after it"
+        ) from None
 
 
 def find_publication(client: MlflowClient, root: Path) -> Publication | None:
@@ -103,6 +109,11 @@ class _Publisher:
             self.client.log_artifact(parent, str(self.root / "reports" / report))
         for description in ("params.yaml", "dvc.yaml", "dvc.lock"):
             self.client.log_artifact(parent, str(self.root / description), "pipeline")
+        if _state(self.root) != self.tags["dvc_lock_sha256"]:
+            raise IntaglioError(
+                f"{self.root / 'dvc.lock'}: changed while its results were being published; another DVC is at work: "
+                "run again after it"
+            )
         self.client.set_terminated(parent, "FINISHED")
         return parent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import tempfile
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -19,8 +21,8 @@ import components
 import flows
 from components.config import Config
 from flows.publish import Publication
-from flows.settings import MODEL, SCRATCH
-from flows.tracking import CHALLENGER, experiment_id, tags_of, version_of, versions
+from flows.settings import MODEL, scratch_folder
+from flows.tracking import CHALLENGER, experiment_id, local_path, tags_of, version_of, versions
 
 # What loading and asking the model imports.
 SERVING_PACKAGES = (
@@ -67,7 +69,7 @@ def register(client: MlflowClient, root: Path, config: Config, publication: Publ
         return known
     if not client.search_registered_models(f"name='{MODEL}'"):
         client.create_registered_model(MODEL, description="One frozen vision transformer, one module per task.")
-    source, model_id = _log_model(client, root, publication.run_id)
+    source, model_id = _saved_model(client, root, publication.run_id) or _log_model(client, root, publication.run_id)
     tags = {"dvc_lock_sha256": publication.dvc_lock_sha256, "tasks": ",".join(config.tasks)}
     created = client.create_model_version(MODEL, source=source, run_id=publication.run_id, tags=tags, model_id=model_id)
     number = str(created.version)
@@ -80,11 +82,21 @@ def find_version(client: MlflowClient, publication: Publication) -> str | None:
     return next((str(known.version) for known in versions(client) if known.run_id == publication.run_id), None)
 
 
+def _saved_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str] | None:
+    """What a killed run had saved whole and not registered yet; what it had saved in part is removed."""
+    for logged in client.search_logged_models([experiment_id(client, root)], f"source_run_id = '{run_id}'"):
+        if logged.status == LoggedModelStatus.READY:
+            return str(logged.artifact_location), str(logged.model_id)
+        shutil.rmtree(local_path(str(logged.artifact_location)), ignore_errors=True)
+        client.delete_logged_model(str(logged.model_id))
+    return None
+
+
 def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]:
     """Save the model and upload it; returns where it lies, and its id."""
     logged = client.create_logged_model(experiment_id(client, root), name=MODEL, source_run_id=run_id)
     location, model_id = str(logged.artifact_location), str(logged.model_id)
-    with tempfile.TemporaryDirectory(dir=root / SCRATCH) as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=scratch_folder(root)) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about type hints that a DataFrame model cannot follow
         folder = Path(scratch) / "model"
         mlflow.pyfunc.save_model(

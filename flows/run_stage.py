@@ -16,6 +16,7 @@ from typing import Literal
 
 from components.errors import IntaglioError, TransientError
 from flows import leash
+from flows.lock import lock_descriptors
 from flows.settings import stage_environment
 
 Outcome = Literal["ran", "cached"]
@@ -93,6 +94,7 @@ def _supervise(command: list[str], root: Path, output: _Output, stop: threading.
         text=True,
         errors="replace",
         start_new_session=True,
+        pass_fds=lock_descriptors(root),
     )
     reader = threading.Thread(target=output.consume, args=(process.stdout,), daemon=True)
     reader.start()

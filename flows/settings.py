@@ -57,13 +57,18 @@ def enter(root: Path) -> None:
 def stage_environment(root: Path) -> dict[str, str]:
     """The environment of a stage's process: `python` is this interpreter, and its output is not held back."""
     binaries = str(Path(sys.executable).parent)
-    quiet = quiet_environment(root)
     return {
-        **quiet,
+        **quiet_environment(root),
+        "TMPDIR": str(scratch_folder(root)),  # what a killed stage leaves there is found and removed
         **os.environ,
         "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def scratch_folder(root: Path) -> Path:
+    """Where temporary files of a run lie; the next run begins with it empty."""
+    return root / SCRATCH / "tmp"
 
 
 def tracking_uri(root: Path) -> str:

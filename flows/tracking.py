@@ -11,6 +11,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from components.errors import IntaglioError
+from components.io import atomic_file
 from flows.settings import EXPERIMENT, MODEL, artifact_root, tracking_uri
 
 CHAMPION = "champion"
@@ -23,6 +24,10 @@ def connect(root: Path) -> MlflowClient:
     """A client of the project's own database; it is created on first use."""
     artifact_root(root).mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(root)
+    database = root / "mlruns" / "mlflow.db"
+    if not database.exists():
+        with atomic_file(database) as temporary:  # MLflow takes seconds to make its tables, and cannot go on half-way
+            MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -13,6 +13,7 @@ from synthetic import Project
 
 from components.errors import IntaglioError
 from flows.lock import run_lock
+from flows.mend import mend
 from flows.preflight import preflight
 from flows.settings import find_root, stage_environment
 from flows.unchanged import unchanged
@@ -65,19 +66,20 @@ def holders(*pids: int) -> str:
 def test_locks_of_dead_processes_are_forgotten_and_of_living_ones_kept(fresh: Project) -> None:
     table = fresh.root / ".dvc" / "tmp" / "rwlock"
     table.parent.mkdir(exist_ok=True)
-    preflight(fresh.root)  # no table, nothing to do
+    mend(fresh.root)  # no table, nothing to do
     zombie = subprocess.Popen(["true"])
     while Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         pass
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for text in ("{torn", "[1]", '{"write": {"/a": {"cmd": 1}}}', holders(zombie.pid), holders(gone.pid), "{}"):
+    for text in ("{torn", "[1]", '{"write": {"/a": {"cmd": 1}}}', holders(zombie.pid), holders(gone.pid)):
         table.write_text(text)
-        preflight(fresh.root)
+        mend(fresh.root)
         assert not table.exists(), text
-    table.write_text(holders(gone.pid, os.getpid()))
-    preflight(fresh.root)
-    assert table.exists()
+    for text in ("{}", holders(gone.pid, os.getpid())):
+        table.write_text(text)
+        mend(fresh.root)
+        assert table.exists(), text
     zombie.wait()
 
 

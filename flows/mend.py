@@ -1,0 +1,123 @@
+"""What a killed process may leave that neither DVC nor MLflow cleans up by itself. Called with the run lock held."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from components.errors import IntaglioError
+from components.io import write_text
+from flows.settings import scratch_folder
+
+_ENTRY = re.compile(r"^  \S.*:$", re.MULTILINE)  # a stage's first line in dvc.lock
+
+
+def mend(root: Path) -> None:
+    """Clear away what a kill left in DVC's tables, in dvc.lock and in our scratch folder.
+
+    Raises:
+        IntaglioError: dvc.lock is torn, and a DVC that may be about to mend it holds its lock for minutes.
+    """
+    _forget_dead_processes(root)
+    if _torn(root / "dvc.lock"):
+        _mend_lock_file(root)
+    shutil.rmtree(scratch_folder(root), ignore_errors=True)
+    scratch_folder(root).mkdir(parents=True, exist_ok=True)
+
+
+def whole_entries(text: str) -> str:
+    """The part of a torn dvc.lock up to its last stage, which may be incomplete; "" if nothing else is whole.
+
+    DVC rewrites the file from its beginning, so it is torn at its end. A stage that is no longer in it comes back from
+    DVC's run cache without being computed.
+    """
+    starts = [found.start() for found in _ENTRY.finditer(text)]
+    while len(starts) > 1:
+        kept = text[: starts.pop()]
+        if _is_lock(kept):
+            return kept
+    return ""
+
+
+def _torn(lock: Path) -> bool:
+    # `dvc repro` may be writing it this moment; it takes milliseconds, and whoever is alive ends it.
+    return lock.is_file() and not _is_lock(lock.read_text(errors="replace"))
+
+
+def _is_lock(text: str) -> bool:
+    try:
+        document = YAML(typ="safe").load(text)
+    except YAMLError:
+        return False
+    stages = document.get("stages") if isinstance(document, Mapping) else None
+    return isinstance(stages, Mapping) and all(isinstance(stage, Mapping) for stage in stages.values())
+
+
+def _mend_lock_file(root: Path) -> None:
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    lock = root / "dvc.lock"
+    try:
+        with Repo(str(root)) as repo, repo.lock:  # nobody writes the file now
+            if not _torn(lock):
+                return
+            if kept := whole_entries(lock.read_text(errors="replace")):
+                write_text(lock, kept)
+            else:
+                lock.unlink()
+    except (DvcException, LockError) as error:
+        raise IntaglioError(f"{lock}: torn, and cannot be mended now: {' '.join(str(error).split())}") from None
+    print("dvc.lock was torn by a kill; mended: what is missing in it comes back from DVC's cache", flush=True)
+
+
+def _forget_dead_processes(root: Path) -> None:
+    """Remove DVC's table of readers and writers if everybody in it is dead, or a kill tore it.
+
+    DVC does so by itself, except where the dead process was never reaped (a container without an init), or where the
+    file is torn: then it would refuse to start until a person removes the file.
+    """
+    table = root / ".dvc" / "tmp" / "rwlock"
+    if not _left_by_the_dead(table):
+        return
+    from dvc.lock import LockError, make_lock
+
+    with suppress(LockError), make_lock(f"{table}.lock", tmp_dir=str(table.parent)):  # nobody writes the table now
+        if _left_by_the_dead(table):
+            table.unlink()
+
+
+def _left_by_the_dead(table: Path) -> bool:
+    try:
+        entries = json.loads(table.read_text())
+        writers = list(entries.get("write", {}).values())
+        readers = [reader for group in entries.get("read", {}).values() for reader in group]
+        holders = {int(entry["pid"]) for entry in [*writers, *readers] if entry}
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
+    return bool(holders) and not any(lives(pid) for pid in holders)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that is dead and only waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # no /proc here
+        return True
