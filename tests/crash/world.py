@@ -111,7 +111,9 @@ def artefacts(root: Path) -> dict[str, str]:
             continue
         if name.startswith("reports/finetune/") and path.suffix == ".json":
             figures = json.loads(path.read_text())
-            found[name] = sha256_bytes(repr([(key, figures[key]) for key in sorted(figures) if key not in TIMES]).encode())
+            found[name] = sha256_bytes(
+                repr([(key, figures[key]) for key in sorted(figures) if key not in TIMES]).encode()
+            )
         else:
             found[name] = sha256_file(path)
     return found
