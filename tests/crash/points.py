@@ -45,7 +45,7 @@ class Faults:
         self._root = Path.cwd()
 
     def at(self, point: str, path: object = None) -> None:
-        if path is not None and not Path(os.path.abspath(str(path))).is_relative_to(self._root):
+        if path is not None and not Path(str(path)).absolute().is_relative_to(self._root):
             return
         self.reached[point] += 1
         if point == self.point and self.reached[point] == self.number:

@@ -23,11 +23,30 @@ from typing import Any
 
 from tests.crash.points import Faults, install_in_dvc
 
-MODULES = (
-    "components.bundle components.evaluate components.finetune components.manifest components.report components.sign "
-    "components.sources components.validate components.weights great_expectations pandas sklearn.mixture peft timm "
-    "dvc.cli dvc.repo.reproduce dvc.commands.repro mlflow.pyfunc flows.publish flows.register flows.promote flows.mend"
-).split()
+MODULES = [
+    "components.bundle",
+    "components.evaluate",
+    "components.finetune",
+    "components.manifest",
+    "components.report",
+    "components.sign",
+    "components.sources",
+    "components.validate",
+    "components.weights",
+    "great_expectations",
+    "pandas",
+    "sklearn.mixture",
+    "peft",
+    "timm",
+    "dvc.cli",
+    "dvc.repo.reproduce",
+    "dvc.commands.repro",
+    "mlflow.pyfunc",
+    "flows.publish",
+    "flows.register",
+    "flows.promote",
+    "flows.mend",
+]
 
 
 def preload() -> None:
@@ -81,8 +100,7 @@ def stage(arguments: Sequence[str], fault: str = "", report: Path | None = None)
     status = stages.main(list(arguments))
     faults.at("end")
     if report is not None:
-        with open(report, "w") as file:
-            json.dump(faults.reached, file)
+        Path(report).write_text(json.dumps(faults.reached))
     return status
 
 
