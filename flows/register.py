@@ -96,7 +96,9 @@ def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]
     """Save the model and upload it; returns where it lies, and its id."""
     logged = client.create_logged_model(experiment_id(client, root), name=MODEL, source_run_id=run_id)
     location, model_id = str(logged.artifact_location), str(logged.model_id)
-    with tempfile.TemporaryDirectory(dir=scratch_folder(root)) as scratch, warnings.catch_warnings():
+    place = scratch_folder(root)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about type hints that a DataFrame model cannot follow
         folder = Path(scratch) / "model"
         mlflow.pyfunc.save_model(
