@@ -186,7 +186,7 @@ def test_the_saved_model_holds_its_code_and_no_pickle(registered: tuple[Project,
     inputs = json.loads(described["signature"]["inputs"])
     assert inputs == [{"type": "any", "name": "image", "required": True}]
     assert [column["name"] for column in json.loads(described["signature"]["outputs"])] == list(COLUMNS)
-    assert not list((project.root / ".intaglio").glob("tmp*"))
+    assert not list((project.root / ".intaglio").glob("tmp/*"))
 
 
 def test_it_loads_without_pickle_and_predicts_its_input_example(
