@@ -7,6 +7,7 @@ them alike; memory is measured in a fresh process each.
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 
 from components.backbone import Vit, load_vit
 from components.config import Config, load_config
-from components.embed import BATCH, Embeddings, Pixels, embed_pixels, pixel_batches, precision
+from components.embed import BATCH, Embeddings, Pixels, pixel_batches, precision
+from components.engine import embed_pixels
 from components.images import Limits
 from components.io import read_json
 from components.manifest import read_manifest, split_of
@@ -126,7 +128,8 @@ def _measure(folder: Path, config: Config, known: TestImages, images: int, round
                 seconds[engine].append((time.perf_counter() - start) / len(pixels))
                 single[engine] += [_timed(way, pixels[row : row + 1]) for row in range(1 if _grows(engine) else 8)]
     predictor = Predictor.load(folder / "models/bundle", "cpu")
-    answers, exact = _answers(predictor, known.pixels, _served), _answers(predictor, known.pixels, _exact)
+    # The modules that are not chosen change no answer: they are run where time is measured.
+    answers, exact = _answers(predictor, known.pixels), _answers(_patient(predictor), known.pixels)
     base = float(np.median(seconds["backbone"]))
     quality = {
         "shortlist": _quality(answers, exact, known),
@@ -173,7 +176,9 @@ def _way(engine: str, folder: Path, config: Config) -> Callable[[Pixels], object
     if engine == "shortlist_even":
         even = _EvenTraffic(predictor.finder, np.random.default_rng(0))
         predictor = replace(predictor, finder=cast(TaskFinder, even))
-    return lambda pixels: (_exact if engine == "exact" else _served)(predictor, pixels)
+    if engine == "exact":
+        return lambda pixels: _exact(predictor, pixels)
+    return predictor.predict_pixels
 
 
 def _vit(folder: Path, config: Config) -> Vit:
@@ -186,16 +191,23 @@ def _backbone(vit: Vit, pixels: Pixels) -> Embeddings:
         return cast(Embeddings, torch.cat([trunk, vit.tail(tokens)], dim=1).float().numpy())
 
 
-def _served(predictor: Predictor, pixels: Pixels) -> list[Prediction]:
-    return predictor.predict_pixels(pixels)
-
-
-def _exact(predictor: Predictor, pixels: Pixels) -> list[Prediction]:
-    """Every task scored in full and every module run: no early decision, no shortlist, no cap."""
+def _patient(predictor: Predictor) -> Predictor:
+    """The same method with nothing cut short: no early decision, no cap."""
     settings = predictor.finder.settings.model_copy(update={"cap": len(predictor.tasks), "early_margin": np.inf})
-    patient = replace(predictor, finder=replace(predictor.finder, settings=settings))
-    embed_pixels(predictor.engine, pixels, tuple(predictor.tasks))
-    return patient.predict_pixels(pixels)
+    return replace(predictor, finder=replace(predictor.finder, settings=settings))
+
+
+def _exact(predictor: Predictor, pixels: Pixels) -> Found:
+    """Every task scored in full, every module run and its classes scored; the trunk once for all of them."""
+    embedded = embed_pixels(predictor.engine, pixels, (None, *predictor.tasks))
+    for task, classifier in zip(predictor.tasks, predictor.classifiers, strict=True):
+        classifier.log_probabilities(embedded[task])
+    return _find(_patient(predictor).finder, embedded[None])
+
+
+def _find(finder: TaskFinder, h0: Embeddings) -> Found:
+    width = finder.trunk_width
+    return finder.find(h0[:, :width], lambda rows: h0[rows, width:])
 
 
 def _peft(folder: Path, config: Config) -> tuple[PeftModel, Vit]:
@@ -227,20 +239,15 @@ def _mixed(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> 
     """PEFT's mixed batch: one frozen pass to retrieve, one pass with an adapter name for every image."""
     with model.disable_adapter():
         h0 = _backbone(vit, pixels)
-    width = predictor.finder.trunk_width
-    found = predictor.finder.find(h0[:, :width], lambda rows: h0[rows, width:])
+    found = _find(predictor.finder, h0)
     hooks = cast(Any, model.base_model)._enable_peft_forward_hooks
     with hooks(adapter_names=[f"m{task}" for task in found.task]):
         return _backbone(vit, pixels)
 
 
-def _answers(
-    predictor: Predictor, pixels: Pixels, way: Callable[[Predictor, Pixels], list[Prediction]]
-) -> list[Prediction]:
-    if way is _exact:  # the modules that are not chosen change no answer: they are run where time is measured
-        settings = predictor.finder.settings.model_copy(update={"cap": len(predictor.tasks), "early_margin": np.inf})
-        predictor, way = replace(predictor, finder=replace(predictor.finder, settings=settings)), _served
-    return [one for first in range(0, len(pixels), BATCH) for one in way(predictor, pixels[first : first + BATCH])]
+def _answers(predictor: Predictor, pixels: Pixels) -> list[Prediction]:
+    starts = range(0, len(pixels), BATCH)
+    return [one for first in starts for one in predictor.predict_pixels(pixels[first : first + BATCH])]
 
 
 def _quality(answers: Sequence[Prediction], exact: Sequence[Prediction], known: TestImages) -> Mapping[str, float]:
@@ -255,8 +262,6 @@ def _quality(answers: Sequence[Prediction], exact: Sequence[Prediction], known: 
 
 def _peak_memory(folder: Path, root: Path, engine: str, tasks: int) -> float:
     """Largest resident set of a fresh process that loads one engine and predicts one batch, in MB."""
-    import subprocess
-
     command = [sys.executable, "-m", "components.bench_inference", engine, str(folder), str(root), str(tasks)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])

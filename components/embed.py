@@ -1,4 +1,4 @@
-"""From images on disk to pixels, tokens and embeddings, in bounded memory and with visible progress."""
+"""From images on disk to batches of pixels, in bounded memory and with visible progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from components.backbone import Vit
-from components.engine import Engine
 from components.images import Limits, open_image, to_square
 
 Pixels = NDArray[np.uint8]
@@ -67,28 +66,3 @@ def pixel_batches(paths: Sequence[Path], size: int, limits: Limits, batch: int =
 def precision(vit: Vit) -> AbstractContextManager[object]:
     """bfloat16 autocast on CUDA, float32 elsewhere."""
     return torch.autocast(vit.device.type, dtype=torch.bfloat16, enabled=vit.device.type == "cuda")
-
-
-def embed_images(
-    engine: Engine, paths: Sequence[Path], tasks: Sequence[str | None], limits: Limits, what: str
-) -> dict[str | None, Embeddings]:
-    """h_k of every image for every task in `tasks` (None: h_0), the trunk computed once.
-
-    Returns:
-        (len(paths), d) float32 for each of `tasks`.
-    """
-    vit, progress, done = engine.vit, Progress(what, len(paths)), 0
-    out = {task: np.empty((len(paths), vit.embedding_width), dtype=np.float32) for task in tasks}
-    for pixels in pixel_batches(paths, vit.image_size, limits):
-        for task, rows in embed_pixels(engine, pixels, tasks).items():
-            out[task][done : done + len(pixels)] = rows
-        done += len(pixels)
-        progress.at(done)
-    return out
-
-
-def embed_pixels(engine: Engine, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
-    """As `embed_images`, of one batch of pixels (n, size, size, 3)."""
-    with torch.inference_mode(), precision(engine.vit):
-        tokens, trunk = engine.vit.trunk(pixels)
-        return {task: engine.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.backbone import Vit
+from components.embed import Embeddings, Pixels, Progress, pixel_batches, precision
 from components.errors import IntaglioError
+from components.images import Limits
 from components.io import read_json, sha256_file
 from components.modules import LINEAR_LAYERS
 
@@ -152,6 +154,31 @@ class Engine:
                 b = file.get_tensor(f"base_model.model.{name}.lora_B.weight")
                 layer.a[slot].zero_()[:, : len(a)].copy_(a.T)
                 layer.b[slot].zero_()[: len(a)].copy_(b.T)
+
+
+def embed_images(
+    engine: Engine, paths: Sequence[Path], tasks: Sequence[str | None], limits: Limits, what: str
+) -> dict[str | None, Embeddings]:
+    """h_k of every image for every task in `tasks` (None: h_0), the trunk computed once.
+
+    Returns:
+        (len(paths), d) float32 for each of `tasks`.
+    """
+    vit, progress, done = engine.vit, Progress(what, len(paths)), 0
+    out = {task: np.empty((len(paths), vit.embedding_width), dtype=np.float32) for task in tasks}
+    for pixels in pixel_batches(paths, vit.image_size, limits):
+        for task, rows in embed_pixels(engine, pixels, tasks).items():
+            out[task][done : done + len(pixels)] = rows
+        done += len(pixels)
+        progress.at(done)
+    return out
+
+
+def embed_pixels(engine: Engine, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
+    """As `embed_images`, of one batch of pixels (n, size, size, 3)."""
+    with torch.inference_mode(), precision(engine.vit):
+        tokens, trunk = engine.vit.trunk(pixels)
+        return {task: engine.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}
 
 
 def _is_adapted(name: str, layer: nn.Module, vit: Vit) -> bool:

@@ -71,10 +71,8 @@ class Predictor:
         backbone = Backbone.model_validate(config["backbone"])
         depths = Embedding.model_validate(config["embedding"]).depths
         vit = load_vit(bundle / "backbone", backbone, depths, choose_device(device))
-        retrieval, shortlist = (
-            Retrieval.model_validate(config["retrieval"]),
-            Shortlist.model_validate(config["shortlist"]),
-        )
+        retrieval = Retrieval.model_validate(config["retrieval"])
+        shortlist = Shortlist.model_validate(config["shortlist"])
         order: list[str] = index["order"]
         signatures = [bundle / "signatures" / task for task in order]
         return cls(
@@ -102,7 +100,7 @@ class Predictor:
 
     def predict_pixels(self, pixels: Pixels, top: int = 1, force: bool = False) -> list[Prediction]:
         """As `predict`, of one batch of pixels (n, image_size, image_size, 3)."""
-        # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's for a third of the time.
+        # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's.
         with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), precision(self.engine.vit):
             tokens, trunk = self.engine.vit.trunk(pixels)
             found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.vit.tail(tokens[rows])))

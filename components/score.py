@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from components.backbone import choose_device, load_vit
 from components.config import Config, Shortlist
-from components.embed import Progress, embed_pixels, pixel_batches
-from components.engine import Engine
+from components.embed import Progress, pixel_batches
+from components.engine import Engine, embed_pixels
 from components.images import Limits
 from components.manifest import read_manifest, split_of
 from components.retrieve import PooledRetriever

@@ -9,8 +9,7 @@ import numpy as np
 
 from components.backbone import choose_device, load_vit
 from components.config import Config
-from components.embed import embed_images
-from components.engine import Engine
+from components.engine import Engine, embed_images
 from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
