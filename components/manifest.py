@@ -83,22 +83,23 @@ def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, fl
     depend on its neighbours: images that arrive later move none from test to train, where a quota by rank would.
     In a small class such draws scatter too much, so the share of a split is held within half and one and a half of
     its fraction, and at one image or more. Only then can a later image move another one, and then at most one per
-    boundary. Classes of fewer than three different images are all train. Equal files share a split.
+    boundary: train stands between test and val, so that neither boundary shifts the other. Classes of fewer than three
+    different images are all train. Equal files share a split.
     """
-    drawn = sorted((_draw(seed, label, digest), digest) for digest in set(digests))
-    total, counts, above = len(drawn), dict[str, int](), 0.0
-    for split in ("test", "val"):
-        fraction = fractions.get(split, 0.0)
-        hits = sum(above <= number < above + fraction for number, _ in drawn)
+    test, val = fractions.get("test", 0.0), fractions.get("val", 0.0)
+    numbers = {digest: _draw(seed, label, digest) for digest in set(digests)}
+    drawn = sorted(numbers, key=lambda digest: (test <= numbers[digest] < test + val, numbers[digest], digest))
+    total, counts = len(drawn), dict[str, int]()
+    for split, start, fraction in (("test", 0.0, test), ("val", test, val)):
+        hits = sum(start <= number < start + fraction for number in numbers.values())
         counts[split] = _held(hits, fraction, total)
-        above += fraction
     while sum(counts.values()) > total - 1 and max(counts.values()) > 1:
         counts[max(counts, key=lambda split: counts[split])] -= 1
     if total < 3:
         counts = dict.fromkeys(counts, 0)
-    names = ["test"] * counts["test"] + ["val"] * counts["val"]
-    names += ["train"] * (total - len(names))
-    return {digest: name for (_, digest), name in zip(drawn, names, strict=True)}
+    train = total - counts["test"] - counts["val"]
+    names = ["test"] * counts["test"] + ["train"] * train + ["val"] * counts["val"]
+    return dict(zip(drawn, names, strict=True))
 
 
 def _draw(seed: int, label: str, digest: str) -> float:
