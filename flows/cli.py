@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from components.errors import IntaglioError
+from flows.cli_bench import bench
 
 app = typer.Typer(
     help="Continual fine-tuning of one frozen vision transformer, as a pipeline.",
@@ -21,7 +22,6 @@ app = typer.Typer(
 )
 tasks = typer.Typer(help="The tasks of the stream.", no_args_is_help=True)
 app.add_typer(tasks, name="task")
-bench = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -228,30 +228,3 @@ def list_tasks() -> None:
     width = max(len(name) for name in config.tasks)
     for position, (name, task) in enumerate(config.stream.tasks.items(), start=1):
         print(f"{position:>3}  {name:<{width}}  {task.folder}")
-
-
-@bench.callback()
-def _bench() -> None:
-    """Keep `inference` a command of its own while it is the only one."""
-
-
-@bench.command()
-def inference(
-    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
-    counts: Annotated[str, typer.Option("--tasks", help="Numbers of tasks.")] = "2,5,10,20,50,100",
-    images: Annotated[int, typer.Option(min=1, help="Test images in a timed pass.")] = 192,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that all engines take turns.")] = 5,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
-) -> None:
-    """Compare the cost of a prediction with the frozen backbone's, for growing numbers of tasks."""
-    from components.bench_inference import bench_inference
-    from components.io import write_json
-    from flows.settings import find_root
-
-    try:
-        numbers = [int(part) for part in counts.split(",")]
-    except ValueError:
-        raise IntaglioError(f"--tasks {counts!r}: expected whole numbers such as 2,10,50") from None
-    if min(numbers) < 1:
-        raise IntaglioError(f"--tasks {counts!r}: expected numbers of at least 1")
-    write_json(report, bench_inference(find_root(), numbers, images, rounds, memory))

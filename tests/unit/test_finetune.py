@@ -11,8 +11,9 @@ import pytest
 
 from components.config import Config
 from components.errors import IntaglioError
-from components.finetune import _rate, finetune
+from components.finetune import finetune
 from components.io import read_json, sha256_file
+from components.train import rate
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -73,7 +74,7 @@ def test_an_empty_split_is_named(learned: Path, config: Config) -> None:
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    rates = [_rate(step, 100, 0.1) for step in range(101)]
+    rates = [rate(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1
     assert rates[100] == pytest.approx(0)

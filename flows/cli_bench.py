@@ -1,0 +1,39 @@
+"""The commands that measure: `intaglio bench ...`. Imports stand inside the commands, as in flows/cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from components.errors import IntaglioError
+
+bench = typer.Typer(help="Measure.", no_args_is_help=True)
+
+
+@bench.callback()
+def _bench() -> None:
+    """Keep `inference` a command of its own while it is the only one."""
+
+
+@bench.command()
+def inference(
+    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
+    counts: Annotated[str, typer.Option("--tasks", help="Numbers of tasks.")] = "2,5,10,20,50,100",
+    images: Annotated[int, typer.Option(min=1, help="Test images in a timed pass.")] = 192,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all engines take turns.")] = 5,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
+) -> None:
+    """Compare the cost of a prediction with the frozen backbone's, for growing numbers of tasks."""
+    from components.bench_inference import bench_inference
+    from components.io import write_json
+    from flows.settings import find_root
+
+    try:
+        numbers = [int(part) for part in counts.split(",")]
+    except ValueError:
+        raise IntaglioError(f"--tasks {counts!r}: expected whole numbers such as 2,10,50") from None
+    if min(numbers) < 1:
+        raise IntaglioError(f"--tasks {counts!r}: expected numbers of at least 1")
+    write_json(report, bench_inference(find_root(), numbers, images, rounds, memory))
