@@ -81,7 +81,9 @@ def train(
             schedule.step()
             total += float(loss.detach()) * len(labels)
         if not math.isfinite(total):
-            raise IntaglioError(f"task {task!r}: the loss is not finite in epoch {number}; lower finetune.learning_rate")
+            raise IntaglioError(
+                f"task {task!r}: the loss is not finite in epoch {number}; lower finetune.learning_rate"
+            )
         epoch = Epoch(number, total / len(train), *_validate(vit, head, val, settings))
         if not history or merit(epoch) < min(map(merit, history)):
             best = [parameter.detach().clone() for parameter in parameters]
