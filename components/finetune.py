@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from components.backbone import Vit, choose_device, load_vit
+from components.backbone import Vit, autocast, choose_device, load_vit
 from components.config import Config
-from components.embed import Progress, pixel_batches, precision
+from components.embed import Progress, pixel_batches
 from components.errors import IntaglioError
 from components.images import Limits
 from components.io import write_json, write_text
@@ -74,7 +74,7 @@ def trunk_outputs(
     progress, done = Progress(f"finetune {task}: trunk, {store.name} split", len(paths)), 0
     tokens: NDArray[np.float16] | None = None
     for pixels in pixel_batches(paths, vit.image_size, limits):
-        with torch.inference_mode(), precision(vit):
+        with torch.inference_mode(), autocast(vit):
             batch = vit.trunk(pixels)[0].half().cpu().numpy()
         if tokens is None:
             tokens = np.memmap(store, np.float16, "w+", shape=(len(paths), *batch.shape[1:]))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from components.backbone import Vit
+from components.backbone import Vit, autocast
 from components.config import Finetune as Settings
-from components.embed import Progress, precision
+from components.embed import Progress
 from components.errors import IntaglioError
 from components.modules import Trainable
 
@@ -98,7 +98,7 @@ def train(
 
 
 def _loss(vit: Vit, trained: Trainable, head: nn.Linear, tokens: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    with parametrize.cached(), precision(vit):
+    with parametrize.cached(), autocast(vit):
         logits = head(vit.tail(tokens))
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
     for s in trained.scales():
@@ -110,7 +110,7 @@ def _loss(vit: Vit, trained: Trainable, head: nn.Linear, tokens: Tensor, labels:
 def _validate(vit: Vit, head: nn.Linear, val: Split, settings: Settings) -> tuple[float, float]:
     loss, right = 0.0, 0
     for tokens, labels in _batches(val, settings.batch_size, vit.device, None):
-        with parametrize.cached(), precision(vit):
+        with parametrize.cached(), autocast(vit):
             logits = head(vit.tail(tokens)).float()
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         right += int((logits.argmax(dim=1) == labels).sum())
