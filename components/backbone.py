@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,10 @@ def choose_device(wanted: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Vit:
-    """A frozen ViT of `depth` blocks. `model` is timm's; `mean` and `std` are per channel, of pixels in [0, 1]."""
+    """A frozen ViT of `depth` blocks. `model` is timm's; `mean` and `std` are per channel, of pixels in [0, 1].
+
+    half: whether its matrix products run in bfloat16 (`autocast`).
+    """
 
     model: VisionTransformer
     trunk_depth: int
@@ -44,6 +48,7 @@ class Vit:
     std: tuple[float, ...]
     device: torch.device
     sha256: str
+    half: bool
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -127,7 +132,21 @@ def build_vit(
     model.eval().requires_grad_(False).to(device)
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-    return Vit(model, backbone.trunk_depth, tuple(depths), backbone.image_size, mean, std, device, sha256)
+    half = device.type == "cuda"
+    return Vit(model, backbone.trunk_depth, tuple(depths), backbone.image_size, mean, std, device, sha256, half)
+
+
+def autocast(vit: Vit) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 where the backbone is `half`, on CUDA unless asked otherwise; else float32 throughout."""
+    return torch.autocast(vit.device.type, dtype=torch.bfloat16, enabled=vit.half)
+
+
+def in_bfloat16(vit: Vit) -> Vit:
+    """The same backbone for inference in bfloat16. Its weights are cast once: autocast would do so in every pass."""
+    for layer in vit.model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(torch.bfloat16)
+    return replace(vit, half=True)
 
 
 def _load(model: VisionTransformer, weights: Arrays, backbone: Backbone) -> None:

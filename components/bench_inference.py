@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.backbone import Vit, load_vit
+from components.backbone import Vit, autocast, load_vit
 from components.config import Config, load_config
-from components.embed import BATCH, Embeddings, Pixels, pixel_batches, precision
+from components.embed import BATCH, Embeddings, Pixels, pixel_batches
 from components.engine import embed_pixels
 from components.images import Limits
 from components.io import read_json
@@ -34,7 +34,7 @@ from components.shortlist import Found, TaskFinder
 from components.synthetic import stretch
 from components.vision import PeftModel
 
-ENGINES = ("backbone", "shortlist", "shortlist_even", "exact", "peft_set_adapter", "peft_mixed")
+ENGINES = ("backbone", "shortlist", "shortlist_bf16", "shortlist_even", "exact", "peft_set_adapter", "peft_mixed")
 TASKS = (2, 5, 10, 20, 50, 100)
 Row = dict[str, Any]
 Indices = NDArray[np.int64]
@@ -129,10 +129,12 @@ def _measure(folder: Path, config: Config, known: TestImages, images: int, round
                 single[engine] += [_timed(way, pixels[row : row + 1]) for row in range(1 if _grows(engine) else 8)]
     predictor = Predictor.load(folder / "models/bundle", "cpu")
     # The modules that are not chosen change no answer: they are run where time is measured.
+    half = Predictor.load(folder / "models/bundle", "cpu", "bf16")
     answers, exact = _answers(predictor, known.pixels), _answers(_patient(predictor), known.pixels)
     base = float(np.median(seconds["backbone"]))
     quality = {
         "shortlist": _quality(answers, exact, known),
+        "shortlist_bf16": _quality(_answers(half, known.pixels), exact, known),
         "exact": _quality(exact, exact, known),
     }
     return [
@@ -172,7 +174,7 @@ def _way(engine: str, folder: Path, config: Config) -> Callable[[Pixels], object
         predictor = Predictor.load(folder / "models/bundle", "cpu")
         naive = _set_adapter if engine == "peft_set_adapter" else _mixed
         return lambda pixels: naive(model, vit, predictor, pixels)
-    predictor = Predictor.load(folder / "models/bundle", "cpu")
+    predictor = Predictor.load(folder / "models/bundle", "cpu", "bf16" if engine == "shortlist_bf16" else "fp32")
     if engine == "shortlist_even":
         even = _EvenTraffic(predictor.finder, np.random.default_rng(0))
         predictor = replace(predictor, finder=cast(TaskFinder, even))
@@ -186,7 +188,7 @@ def _vit(folder: Path, config: Config) -> Vit:
 
 
 def _backbone(vit: Vit, pixels: Pixels) -> Embeddings:
-    with torch.inference_mode(), precision(vit):
+    with torch.inference_mode(), autocast(vit):
         tokens, trunk = vit.trunk(pixels)
         return cast(Embeddings, torch.cat([trunk, vit.tail(tokens)], dim=1).float().numpy())
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from components.backbone import Vit
 from components.images import Limits, open_image, to_square
 
 Pixels = NDArray[np.uint8]
@@ -61,8 +58,3 @@ def pixel_batches(paths: Sequence[Path], size: int, limits: Limits, batch: int =
             ready, ahead = ahead, [pool.submit(read, path) for path in paths[start : start + batch]]
             if ready:
                 yield np.stack([future.result() for future in ready])
-
-
-def precision(vit: Vit) -> AbstractContextManager[object]:
-    """bfloat16 autocast on CUDA, float32 elsewhere."""
-    return torch.autocast(vit.device.type, dtype=torch.bfloat16, enabled=vit.device.type == "cuda")

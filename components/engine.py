@@ -21,8 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.backbone import Vit
-from components.embed import Embeddings, Pixels, Progress, pixel_batches, precision
+from components.backbone import Vit, autocast
+from components.embed import Embeddings, Pixels, Progress, pixel_batches
 from components.errors import IntaglioError
 from components.images import Limits
 from components.io import read_json, sha256_file
@@ -51,9 +51,9 @@ class _Adapted(nn.Module):
     def __init__(self, base: nn.Linear, slots: int, rank: int, running: _Segments) -> None:
         super().__init__()
         self.base, self.running = base, running
-        place = base.weight.device
-        self.register_buffer("a", torch.zeros(slots, base.in_features, rank, device=place), persistent=False)
-        self.register_buffer("b", torch.zeros(slots, rank, base.out_features, device=place), persistent=False)
+        weight = base.weight  # its dtype and device are theirs too
+        self.register_buffer("a", weight.new_zeros(slots, base.in_features, rank), persistent=False)
+        self.register_buffer("b", weight.new_zeros(slots, rank, base.out_features), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, in) -> (n, tokens, out)."""
@@ -67,7 +67,8 @@ class _Adapted(nn.Module):
         if x.device.type == "cpu":
             # One small product after the other in place: no copy of a module per image, and no kernel launches to save.
             for slot, part, out in zip(slots, x.split(lengths), y.split(lengths), strict=True):
-                out.view(-1, out.shape[-1]).addmm_(part.reshape(-1, part.shape[-1]) @ self.a[slot], self.b[slot])
+                down = part.reshape(-1, part.shape[-1]).to(self.a.dtype) @ self.a[slot]
+                out.view(-1, out.shape[-1]).addmm_(down.to(out.dtype), self.b[slot].to(out.dtype))
             return y
         each = torch.tensor(slots, device=x.device).repeat_interleave(torch.tensor(lengths, device=x.device))
         return y + torch.bmm(torch.bmm(x, self.a[each].to(x.dtype)), self.b[each].to(x.dtype))
@@ -176,7 +177,7 @@ def embed_images(
 
 def embed_pixels(engine: Engine, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
     """As `embed_images`, of one batch of pixels (n, size, size, 3)."""
-    with torch.inference_mode(), precision(engine.vit):
+    with torch.inference_mode(), autocast(engine.vit):
         tokens, trunk = engine.vit.trunk(pixels)
         return {task: engine.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}
 

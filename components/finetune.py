@@ -9,27 +9,31 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from components.backbone import Vit, choose_device, load_vit
+from components.backbone import Vit, autocast, choose_device, load_vit
+from components.checkpoint import Checkpoints
 from components.config import Config
-from components.embed import Progress, pixel_batches, precision
+from components.embed import Progress, pixel_batches
 from components.errors import IntaglioError
 from components.images import Limits
-from components.io import write_json, write_text
-from components.manifest import read_manifest, split_of
+from components.io import sha256_file, write_json, write_text
+from components.manifest import manifest_path, read_manifest, split_of
 from components.modules import attach, read_past, write_module
-from components.train import Epoch, Split, merit, train
+from components.train import Lesson, Split, train
+from components.training_state import Epoch, merit
 
 
 def finetune(root: Path, config: Config, task: str) -> None:
     """The `finetune` stage: write models/modules/<task> and the figures of its training.
 
-    Reads the backbone, the modules of earlier tasks and this task's images; nothing else.
+    Reads the backbone, the modules of earlier tasks and this task's images; nothing else. Killed and started again, it
+    goes on from its last checkpoint.
 
     Raises:
         IntaglioError: an artefact is missing or damaged, or the loss is no longer finite.
@@ -41,6 +45,7 @@ def finetune(root: Path, config: Config, task: str) -> None:
     manifest = read_manifest(root, task)
     folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
     classes = sorted(manifest["label"].unique())
+    checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit))
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="intaglio-") as scratch:
         splits = {
@@ -48,7 +53,8 @@ def finetune(root: Path, config: Config, task: str) -> None:
             for name in ("train", "val")
         }
         trained = attach(vit, past, settings, config.seed)
-        history = train(vit, trained, splits["train"], splits["val"], len(classes), settings, config.seed, task)
+        lesson = Lesson(task, vit, trained, splits["train"], splits["val"], len(classes), settings, config.seed)
+        history = train(lesson, checkpoints)
     seconds = time.monotonic() - start
     facts = write_module(root / "models/modules", task, previous, trained, vit, settings)
     best = min(history, key=merit)
@@ -63,6 +69,21 @@ def finetune(root: Path, config: Config, task: str) -> None:
     }
     write_json(root / f"reports/finetune/{task}.json", figures | facts)
     write_text(root / f"reports/finetune/{task}.csv", _table(history))
+    checkpoints.clear()
+
+
+def _inputs(root: Path, config: Config, task: str, vit: Vit) -> dict[str, Any]:
+    """All that determines a module: what a checkpoint must agree with to be of any use."""
+    previous = root / "models/modules" / config.stream.tasks[task].previous
+    return {
+        "task": task,
+        "settings": config.model_dump(mode="json", include={"seed", "data", "backbone", "embedding", "finetune"}),
+        "backbone": vit.sha256,
+        "device": vit.device.type,
+        "torch": torch.__version__,
+        "manifest": sha256_file(manifest_path(root, task)),
+        "previous": sha256_file(previous / "module.json"),
+    }
 
 
 def trunk_outputs(
@@ -74,7 +95,7 @@ def trunk_outputs(
     progress, done = Progress(f"finetune {task}: trunk, {store.name} split", len(paths)), 0
     tokens: NDArray[np.float16] | None = None
     for pixels in pixel_batches(paths, vit.image_size, limits):
-        with torch.inference_mode(), precision(vit):
+        with torch.inference_mode(), autocast(vit):
             batch = vit.trunk(pixels)[0].half().cpu().numpy()
         if tokens is None:
             tokens = np.memmap(store, np.float16, "w+", shape=(len(paths), *batch.shape[1:]))

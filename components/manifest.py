@@ -50,7 +50,7 @@ def ingest(root: Path, config: Config, task: str) -> None:
     missing = {split: fraction for split, fraction in _fractions(config).items() if split not in parts}
     table["split"] = _carved(table, missing, config.seed)
     table = table[list(COLUMNS)].sort_values("path", ignore_index=True)
-    write_table(_manifest_path(root, task), table)
+    write_table(manifest_path(root, task), table)
     counts = table["split"].value_counts()
     print(f"ingest {task}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS), flush=True)
 
@@ -61,7 +61,7 @@ def read_manifest(root: Path, task: str) -> pd.DataFrame:
     Raises:
         IntaglioError: it was not written yet, or is damaged.
     """
-    return read_table(_manifest_path(root, task))
+    return read_table(manifest_path(root, task))
 
 
 def split_of(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -118,7 +118,8 @@ def _fractions(config: Config) -> dict[str, float]:
     return {"val": config.data.val_fraction, "test": config.data.test_fraction}
 
 
-def _manifest_path(root: Path, task: str) -> Path:
+def manifest_path(root: Path, task: str) -> Path:
+    """Where the table of a task lies."""
     return root / "data" / "manifests" / f"{task}.parquet"
 
 

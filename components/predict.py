@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from PIL import Image
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from components.backbone import choose_device, load_vit
+from components.backbone import autocast, choose_device, in_bfloat16, load_vit
 from components.bundle import INDEX, RETRIEVAL, verify_bundle
 from components.config import UNKNOWN, Backbone, Data, Embedding, Retrieval, Shortlist
-from components.embed import BATCH, Embeddings, Pixels, precision
+from components.embed import BATCH, Embeddings, Pixels
 from components.engine import CACHE_BYTES, Engine
 from components.images import Limits, to_square
 from components.io import read_arrays, read_json
@@ -59,8 +59,16 @@ class Predictor:
     limits: Limits
 
     @classmethod
-    def load(cls, bundle: Path, device: str = "auto", cache_bytes: int = CACHE_BYTES) -> Predictor:
-        """Read and verify a bundle; at most `cache_bytes` of modules lie on the device at a time.
+    def load(
+        cls, bundle: Path, device: str = "auto", precision: str = "auto", cache_bytes: int = CACHE_BYTES
+    ) -> Predictor:
+        """Read and verify a bundle.
+
+        Args:
+            bundle: its folder.
+            device: auto, cpu, cuda or mps.
+            precision: of matrix products, fp32 or bf16; auto: bf16 on cuda.
+            cache_bytes: of modules that may lie on the device at a time.
 
         Raises:
             IntaglioError: it is damaged, or the device does not exist.
@@ -71,6 +79,8 @@ class Predictor:
         backbone = Backbone.model_validate(config["backbone"])
         depths = Embedding.model_validate(config["embedding"]).depths
         vit = load_vit(bundle / "backbone", backbone, depths, choose_device(device))
+        if precision != "auto":
+            vit = in_bfloat16(vit) if precision == "bf16" else replace(vit, half=False)
         retrieval = Retrieval.model_validate(config["retrieval"])
         shortlist = Shortlist.model_validate(config["shortlist"])
         order: list[str] = index["order"]
@@ -101,7 +111,7 @@ class Predictor:
     def predict_pixels(self, pixels: Pixels, top: int = 1, force: bool = False) -> list[Prediction]:
         """As `predict`, of one batch of pixels (n, image_size, image_size, 3)."""
         # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's.
-        with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), precision(self.engine.vit):
+        with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), autocast(self.engine.vit):
             tokens, trunk = self.engine.vit.trunk(pixels)
             found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.vit.tail(tokens[rows])))
             asked = self._asked(found)

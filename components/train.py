@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from components.backbone import Vit
+from components.backbone import Vit, autocast
+from components.checkpoint import Checkpoints
 from components.config import Finetune as Settings
-from components.embed import Progress, precision
+from components.embed import Progress
 from components.errors import IntaglioError
 from components.modules import Trainable
+from components.training_state import Epoch, TrainingState, merit
 
 
 @dataclass(frozen=True)
@@ -33,95 +35,116 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch reached."""
+class Lesson:
+    """What stays the same during training: the module on its ViT, the task's images, the settings."""
 
-    epoch: int
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
+    task: str
+    vit: Vit
+    trained: Trainable
+    train: Split
+    val: Split
+    classes: int
+    settings: Settings
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return math.ceil(len(self.train) / self.settings.batch_size) * self.settings.epochs
 
 
-def train(
-    vit: Vit, trained: Trainable, train: Split, val: Split, classes: int, settings: Settings, seed: int, task: str
-) -> list[Epoch]:
-    """Train until the validation split stops improving; `trained` ends with the best epoch's values.
+def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
+    """Train until the validation split stops improving; `lesson.trained` ends with the best epoch's values.
 
     Cross-entropy with label smoothing on a linear head over the pooled tail, which is thrown away afterwards, plus
-    l1 |s|_1 + l2 |s|_2^2 on the reuse of the past.
+    l1 |s|_1 + l2 |s|_2^2 on the reuse of the past. Continues from the newest checkpoint, if there is one: on a CPU,
+    with the same number of threads, the values in the end are the same to the last bit.
 
     Raises:
         IntaglioError: the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    head = nn.Linear(2 * vit.width, classes).to(vit.device)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    parameters = trained.parameters()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": settings.learning_rate},
-            {"params": head.parameters(), "lr": settings.head_learning_rate},
-        ],
-        weight_decay=settings.weight_decay,
-    )
-    steps = math.ceil(len(train) / settings.batch_size) * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, settings.warmup_fraction))
-    history: list[Epoch] = []
-    best: list[Tensor] = []
-    progress = Progress(f"finetune {task}: epochs", settings.epochs, every=0)
-    for number in range(1, settings.epochs + 1):
-        total = 0.0
-        for tokens, labels in _batches(train, settings.batch_size, vit.device, generator):
-            loss = _loss(vit, trained, head, tokens, labels, settings)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_([*parameters, *head.parameters()], settings.gradient_clip)
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach()) * len(labels)
-        if not math.isfinite(total):
-            raise IntaglioError(
-                f"task {task!r}: the loss is not finite in epoch {number}; lower finetune.learning_rate"
-            )
-        epoch = Epoch(number, total / len(train), *_validate(vit, head, val, settings))
-        if not history or merit(epoch) < min(map(merit, history)):
-            best = [parameter.detach().clone() for parameter in parameters]
-        history.append(epoch)
-        progress.at(number, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
-        if number - min(history, key=merit).epoch >= settings.patience:
-            break
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best, strict=True):
-            parameter.copy_(value)
-    return history
+    settings, vit = lesson.settings, lesson.vit
+    parameters = lesson.trained.parameters()
+    state = TrainingState.begin(parameters, 2 * vit.width, lesson.classes, len(lesson.train), settings, lesson.seed)
+    if found := checkpoints.newest():
+        state.restore(found)
+        print(f"finetune {lesson.task}: goes on after step {state.step} of {lesson.steps}", flush=True)
+    progress = Progress(f"finetune {lesson.task}: epochs", settings.epochs, every=0)
+    while not _finished(state, settings):
+        epoch = _train_epoch(lesson, state, checkpoints)
+        progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
+    state.take_best()
+    return state.history
 
 
-def _loss(vit: Vit, trained: Trainable, head: nn.Linear, tokens: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    with parametrize.cached(), precision(vit):
-        logits = head(vit.tail(tokens))
+def _finished(state: TrainingState, settings: Settings) -> bool:
+    done = len(state.history)
+    if done in (0, settings.epochs):
+        return done > 0
+    return done - min(state.history, key=merit).epoch >= settings.patience
+
+
+def _train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
+    """The rest of the epoch that `state` stands in, and its validation."""
+    number = len(state.history) + 1
+    for tokens, labels in _batches(lesson, lesson.train, state.order[state.position :]):
+        loss = _step(lesson, state, tokens, labels)
+        if not math.isfinite(loss):
+            raise _not_finite(lesson, number, state.step)
+        state.loss_sum += loss * len(labels)
+        state.position += len(labels)
+        if checkpoints.due():
+            checkpoints.keep(state.checkpoint())
+    epoch = Epoch(number, state.loss_sum / len(lesson.train), *_validate(lesson, state.head))
+    if not math.isfinite(epoch.val_loss):
+        raise _not_finite(lesson, number, state.step)
+    state.end_epoch(epoch)
+    return epoch
+
+
+def _step(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) -> float:
+    """One step of the optimizer; returns the loss before it."""
+    settings = lesson.settings
+    speed = rate(state.step, lesson.steps, settings.warmup_fraction)
+    for group, top in zip(
+        state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
+    ):
+        group["lr"] = top * speed
+    loss = _loss(lesson, state.head, tokens, labels)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
+    state.optimizer.step()
+    state.step += 1
+    return float(loss.detach())
+
+
+def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
+    settings = lesson.settings
+    with parametrize.cached(), autocast(lesson.vit):
+        logits = head(lesson.vit.tail(tokens))
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
-    for s in trained.scales():
+    for s in lesson.trained.scales():
         loss = loss + settings.l1 * s.abs().sum() + settings.l2 * s.square().sum()
     return loss
 
 
 @torch.no_grad()
-def _validate(vit: Vit, head: nn.Linear, val: Split, settings: Settings) -> tuple[float, float]:
-    loss, right = 0.0, 0
-    for tokens, labels in _batches(val, settings.batch_size, vit.device, None):
-        with parametrize.cached(), precision(vit):
-            logits = head(vit.tail(tokens)).float()
+def _validate(lesson: Lesson, head: nn.Linear) -> tuple[float, float]:
+    """Mean loss and accuracy on the validation split."""
+    loss, right, count = 0.0, 0, len(lesson.val)
+    for tokens, labels in _batches(lesson, lesson.val, torch.arange(count)):
+        with parametrize.cached(), autocast(lesson.vit):
+            logits = head(lesson.vit.tail(tokens)).float()
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         right += int((logits.argmax(dim=1) == labels).sum())
-    return loss / len(val), right / len(val)
+    return loss / count, right / count
 
 
-def _batches(
-    split: Split, size: int, device: torch.device, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(split), generator=generator) if generator else torch.arange(len(split))
-    for rows in order.split(size):
+def _batches(lesson: Lesson, split: Split, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    device, size = lesson.vit.device, lesson.settings.batch_size
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         tokens = torch.from_numpy(split.tokens[rows.numpy()]).to(device).float()
         yield tokens, split.labels[rows].to(device)
 
@@ -134,6 +157,8 @@ def rate(step: int, steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def merit(epoch: Epoch) -> tuple[float, float]:
-    """Smaller is better: accuracy first, loss between equals."""
-    return -epoch.val_accuracy, epoch.val_loss
+def _not_finite(lesson: Lesson, epoch: int, step: int) -> IntaglioError:
+    return IntaglioError(
+        f"task {lesson.task!r}: the loss is not finite in epoch {epoch}, step {step} of {lesson.steps}; "
+        f"lower finetune.learning_rate (now {lesson.settings.learning_rate:g})"
+    )

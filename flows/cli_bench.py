@@ -27,6 +27,7 @@ def inference(
 ) -> None:
     """Compare the cost of a prediction with the frozen backbone's, for growing numbers of tasks."""
     from components.bench_inference import bench_inference
+    from components.bench_retrieval import bench_retrieval
     from components.io import write_json
     from flows.settings import find_root
 
@@ -36,4 +37,5 @@ def inference(
         raise IntaglioError(f"--tasks {counts!r}: expected whole numbers such as 2,10,50") from None
     if min(numbers) < 1:
         raise IntaglioError(f"--tasks {counts!r}: expected numbers of at least 1")
-    write_json(report, bench_inference(find_root(), numbers, images, rounds, memory))
+    found = bench_inference(find_root(), numbers, images, rounds, memory)
+    write_json(report, found | {"retrieval": bench_retrieval(find_root())})

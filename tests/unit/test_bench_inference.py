@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from components.bench_inference import ENGINES, bench_inference
+from components.bench_retrieval import bench_retrieval, multiply
+from components.certificate import distances
 from components.config import Config
 from components.io import read_arrays
 from components.predict import Predictor
+from components.retrieve import PooledRetriever
 from components.signature import read_signature
 from components.synthetic import stretch
 
@@ -22,9 +25,23 @@ def test_every_engine_is_measured_beside_what_it_answers(learned: Path) -> None:
         assert row["images_per_second"] > 0
         if row["engine"] == "backbone":
             assert row["ratio_to_backbone"] == 1
-        if row["engine"] in ("exact", "shortlist"):
+        if row["engine"] in ("exact", "shortlist", "shortlist_bf16"):
             assert row["agreement_with_exact"] >= 0.9
             assert row["accuracy_final"] > 0.5
+
+
+def test_retrieval_alone_is_measured_against_scoring_every_class(learned: Path) -> None:
+    rows = bench_retrieval(learned, tasks=[3, 40], images=20, rounds=1)
+    assert [(row["tasks"], row["way"]) for row in rows] == [(t, w) for t in (3, 40) for w in ("exact", "coarse_search")]
+    assert all(row["ms_per_image"] > 0 and row["agreement_with_exact"] == 1 for row in rows)
+
+
+def test_mirrored_tasks_keep_their_shape(learned: Path, config: Config) -> None:
+    real = [read_signature(learned / "models/signatures", task).statistics for task in config.tasks]
+    few, many = PooledRetriever.fit(real), multiply(real, 7)
+    assert len(many.owner) == 2 * len(few.owner) + 3
+    np.testing.assert_allclose(many.centers[: len(few.centers)], few.centers, atol=1e-8)
+    np.testing.assert_allclose(distances(many)[8:11, 8:11], distances(few)[:3, :3], rtol=1e-6, atol=1e-4)
 
 
 def test_a_synthetic_task_is_a_real_one_elsewhere(learned: Path, config: Config, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from components.backbone import Vit, load_vit
+from components.backbone import Vit, autocast, in_bfloat16, load_vit
 from components.config import Config
-from components.engine import MERGE_FROM, Engine
+from components.engine import MERGE_FROM, Engine, embed_pixels
 from components.errors import IntaglioError
 from components.io import sha256_file
 from components.vision import PeftModel, create_model
@@ -30,12 +30,12 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def load(learned_template: Path, config: Config) -> Loader:
-    """A fresh engine with a cache of so many bytes."""
+    """A fresh engine with a cache of so many bytes, in float32 or in bfloat16."""
 
-    def fresh(cache_bytes: int = 2**30) -> Engine:
+    def fresh(cache_bytes: int = 2**30, half: bool = False) -> Engine:
         folder, cpu = learned_template / "models", torch.device("cpu")
         vit = load_vit(folder / "backbone", config.backbone, config.embedding.depths, cpu)
-        return Engine.load(vit, folder / "modules", TASKS, cache_bytes)
+        return Engine.load(in_bfloat16(vit) if half else vit, folder / "modules", TASKS, cache_bytes)
 
     return fresh
 
@@ -100,6 +100,21 @@ def test_modules_come_and_go_where_the_cache_holds_one(load: Loader, engine: Eng
             torch.testing.assert_close(
                 small.embed_each(tasks, tokens, trunk), engine.embed_each(tasks, tokens, trunk), atol=1e-5, rtol=0
             )
+
+
+@pytest.mark.parametrize("tasks", [[0, 1, 2] * 3, [1] * MERGE_FROM])
+def test_in_bfloat16_embeddings_point_the_same_way(engine: Engine, load: Loader, tasks: list[int]) -> None:
+    pixels, asked = noise(len(tasks)), np.array(tasks)
+    half = load(half=True)
+    found = [embed_pixels(one, pixels, (None, "middle")) for one in (engine, half)]
+    each = []
+    for one in (engine, half):
+        with torch.inference_mode(), autocast(one.vit):
+            each.append(one.embed_each(asked, *one.vit.trunk(pixels)).numpy())
+    for exact, rough in [*((found[0][task], found[1][task]) for task in (None, "middle")), each]:
+        cosine = (exact * rough).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+        assert rough.dtype == np.float32
+        assert 0.999 < cosine.min() < 1
 
 
 def test_after_an_error_the_backbone_is_frozen_again(load: Loader) -> None:

@@ -1,0 +1,115 @@
+"""All that training changes, in one place: what a checkpoint has to hold, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from components.checkpoint import Checkpoint
+from components.config import Finetune as Settings
+from components.io import Arrays
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch reached."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+def merit(epoch: Epoch) -> tuple[float, float]:
+    """Smaller is better: accuracy first, loss between equals."""
+    return -epoch.val_accuracy, epoch.val_loss
+
+
+@dataclass
+class TrainingState:
+    """Where training stands.
+
+    `order` (n,) is this epoch's shuffle of the n images, `position` how many of them were seen, `loss_sum` the loss
+    summed over those. `best` are the parameters after the best epoch of `history`.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    head: nn.Linear
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    order: Tensor
+    step: int = 0
+    position: int = 0
+    loss_sum: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
+    best: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls, parameters: Sequence[nn.Parameter], width: int, classes: int, images: int, settings: Settings, seed: int
+    ) -> TrainingState:
+        """Before the first step: a linear head (width -> classes) that answers nothing yet, and a fresh optimizer."""
+        head = nn.Linear(width, classes).to(parameters[0].device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        groups = [
+            {"params": list(parameters), "lr": settings.learning_rate},
+            {"params": list(head.parameters()), "lr": settings.head_learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        generator = torch.Generator().manual_seed(seed)
+        return cls(parameters, head, optimizer, generator, torch.randperm(images, generator=generator))
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """Everything the optimizer changes: the module's parameters, then the head's."""
+        return [*self.parameters, *self.head.parameters()]
+
+    def end_epoch(self, epoch: Epoch) -> None:
+        """Write the epoch down, keep its parameters if it is the best so far, and shuffle for the next one."""
+        if not self.history or merit(epoch) < min(map(merit, self.history)):
+            self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self.history.append(epoch)
+        self.position, self.loss_sum = 0, 0.0
+        self.order = torch.randperm(len(self.order), generator=self.generator)
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """Give the parameters the values they had after the best epoch."""
+        for parameter, value in zip(self.parameters, self.best, strict=True):
+            parameter.copy_(value)
+
+    def checkpoint(self) -> Checkpoint:
+        """The state as arrays and plain facts, every bit of it."""
+        tensors: dict[str, Tensor] = {f"learned.{number}": parameter for number, parameter in enumerate(self.learned)}
+        tensors |= {f"best.{number}": value for number, value in enumerate(self.best)}
+        tensors |= {"order": self.order, "generator": self.generator.get_state()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        arrays: Arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        history = [asdict(epoch) for epoch in self.history]
+        return Checkpoint(self.step, arrays, {"position": self.position, "loss_sum": self.loss_sum, "history": history})
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint that a state with the same shapes wrote."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.arrays.items()}
+        device = self.head.weight.device
+        for number, parameter in enumerate(self.learned):
+            parameter.copy_(tensors[f"learned.{number}"])
+        self.order = tensors["order"]
+        self.generator.set_state(tensors["generator"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number_of, moment = name.split(".")
+                moments.setdefault(int(number_of), {})[moment] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        count = len(self.parameters) if checkpoint.facts["history"] else 0
+        self.best = [tensors[f"best.{number}"].to(device) for number in range(count)]
+        self.history = [Epoch(**row) for row in checkpoint.facts["history"]]
+        self.step, self.position = checkpoint.step, checkpoint.facts["position"]
+        self.loss_sum = checkpoint.facts["loss_sum"]
