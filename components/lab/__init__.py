@@ -1,1 +1,1 @@
-"""The laboratory: methods of continual learning compared on streams of real images, on the same embeddings and splits."""
+"""The laboratory: methods of continual learning compared on the same streams, embeddings and splits."""

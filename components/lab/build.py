@@ -19,7 +19,7 @@ from components.io import atomic_folder, read_json, read_table, sha256_bytes, wr
 from components.lab.sources import Item, list_source
 from components.lab.stream import Declared, Style, TaskSpec
 
-TABLE = "images.parquet"  # task, label, split (train|test), group, path (in the stream's folder), sha256
+TABLE = "images.parquet"  # columns: task, label, split (train|test), group, path (in the stream's folder), sha256
 
 
 def build_stream(declared: Declared, data: Sequence[Path], folder: Path, limits: Limits) -> pd.DataFrame:
@@ -65,7 +65,9 @@ def _tasks(
     test = _chosen([item for item in items if item.split == "test"], spec.half, len(items))
     labels = sorted({item.label for item in train})
     if len(labels) < spec.parts:
-        raise IntaglioError(f"stream {declared.name!r}: task {name}: {len(labels)} classes cannot make {spec.parts} parts")
+        raise IntaglioError(
+            f"stream {declared.name!r}: task {name}: {len(labels)} classes cannot make {spec.parts} parts"
+        )
     for part in range(spec.parts):
         # Neighbours in the alphabet go to different parts, so that no part is a corner of the set.
         own = set(labels[part :: spec.parts])

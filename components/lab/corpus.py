@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from components.backbone import Vit
-from components.embed import BATCH, Embeddings, Progress, pixel_batches, precision
+from components.backbone import Vit, autocast
+from components.embed import BATCH, Embeddings, Progress, pixel_batches
 from components.images import Limits
 from components.io import atomic_folder, read_table, sha256_bytes, write_table
 
@@ -109,7 +109,7 @@ def _index(store: Path) -> dict[str, tuple[str, int]]:
 def _write_shard(vit: Vit, shard: Path, digests: Sequence[str], paths: Sequence[Path], limits: Limits) -> None:
     tokens, h0 = [], []
     for pixels in pixel_batches(paths, vit.image_size, limits, BATCH):
-        with torch.inference_mode(), precision(vit):
+        with torch.inference_mode(), autocast(vit):
             after, trunk = vit.trunk(pixels)
             half = after.half()
             h0.append(torch.cat([trunk.float(), vit.tail(half.float())], dim=1).cpu().numpy())

@@ -72,7 +72,7 @@ class CosineMeans:
 
     def scores(self, h: Embeddings) -> Matrix:
         """Cosine to every mean."""
-        return cast(Matrix, _unit(h.astype(np.float64)) @ _unit(np.stack(self._means)).T)
+        return _unit(h.astype(np.float64)) @ _unit(np.stack(self._means)).T
 
     def stored_bytes(self) -> int:
         """The means."""

@@ -118,7 +118,9 @@ class Centroids:
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
         """Cluster the task's images."""
         h = task.train.images.h0.astype(np.float64)
-        self._centroids.append(KMeans(min(self.count, len(h)), n_init=3, random_state=self.seed).fit(h).cluster_centers_)
+        self._centroids.append(
+            KMeans(min(self.count, len(h)), n_init=3, random_state=self.seed).fit(h).cluster_centers_
+        )
 
     def scores(self, images: Images, embed: Embed) -> Matrix:
         """Minus the squared distance to the nearest centroid."""
@@ -205,7 +207,7 @@ class TwoStage:
 
 @dataclass
 class Entropy:
-    """The task whose own module and classifier are surest: lowest entropy of p(c | x, k), as in TUNA (Wang et al., 2025)."""
+    """Whose module and classifier are surest: lowest entropy of p(c | x, k), as TUNA does (Wang et al., 2025)."""
 
     _classifiers: list[Classifier] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Where a stream's images come from: zips and folders laid out as [<split>/]<class>/<file>. Nothing is unpacked blindly.
+"""Where a stream's images come from: zips and folders laid out as [<split>/]<class>/<file>.
 
 A zip's members are read one by one, bounded in size; their names never become paths.
 """
@@ -39,7 +39,7 @@ def list_source(task: TaskSpec, folders: Sequence[Path], max_bytes: int) -> list
     """The images of a task's source, sorted by class and name.
 
     Raises:
-        IntaglioError: it is in none of the data folders, is not a readable zip, or holds no images where they should be.
+        IntaglioError: it is in none of the data folders, not a readable zip, or holds no images where they should be.
     """
     where, found = _find(task.source, folders)
     members = _zip_members(where, max_bytes) if found == "zip" else _folder_members(where)
@@ -57,7 +57,9 @@ def _find(source: str, folders: Sequence[Path]) -> tuple[Path, str]:
         if (path := folder / source).is_dir():
             return path, "folder"
     places = ", ".join(map(str, folders)) or "no folder"
-    raise IntaglioError(f"source {source!r}: neither {source}.zip nor {source}/ in {places}; use --data or INTAGLIO_DATA")
+    raise IntaglioError(
+        f"source {source!r}: neither {source}.zip nor {source}/ in {places}; use --data or INTAGLIO_DATA"
+    )
 
 
 Member = tuple[PurePosixPath, Callable[[], bytes]]
@@ -90,9 +92,7 @@ def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> 
     return read
 
 
-def _item(
-    name: PurePosixPath, read: Callable[[], bytes], folder: str, pattern: re.Pattern[str] | None
-) -> Item | None:
+def _item(name: PurePosixPath, read: Callable[[], bytes], folder: str, pattern: re.Pattern[str] | None) -> Item | None:
     parts = name.parts
     prefix = PurePosixPath(folder).parts
     if ".." in parts or name.is_absolute() or parts[: len(prefix)] != prefix:
