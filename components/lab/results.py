@@ -61,8 +61,8 @@ def _quality(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     yield (
         "Mean ± standard deviation over seeds (other validation splits and starts) and orders of the tasks, in %. All "
         "methods see the same embeddings (the depths and poolings of params.yaml) and splits. Settings of baselines "
-        "were chosen on the validation images of all tasks at once, which favours them: in use, those of later tasks do "
-        "not exist yet. Test images were used for nothing but these tables.\n"
+        "were chosen on the validation images of all tasks at once, which favours them: in use, those of later tasks "
+        "do not exist yet. Test images were used for nothing but these tables.\n"
     )
     yield "![accuracy_final of every method on every stream](results/figures/accuracy.svg)\n"
     for stream in sorted(tables, key=_declared_order):

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from components.errors import IntaglioError
-from components.io import read_json, read_table
+from components.io import read_json, read_table, write_json
 from components.lab.cell import Row
-from components.lab.episode import Caps
+from components.lab.episode import Caps, Episode
 from components.lab.grid import Bench, Cell, Laboratory, Plan, flat_row, run_plan
 from components.lab.registry import METHODS
 from components.lab.results import write_results
@@ -62,7 +62,7 @@ _CHILD = """
 import sys
 from pathlib import Path
 from components.config import load_config
-from components.lab.episode import Caps
+from components.lab.episode import Caps, Episode
 from components.lab.grid import Laboratory, Plan, run_plan
 from components.lab.stream import load_stream
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
@@ -165,7 +165,7 @@ def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) ->
     assert {"command", "machine", "date", "accuracy_final", "bytes_per_task", "learning_seconds"} <= set(stored)
 
 
-def test_theory_is_symmetric_complete_and_shown(lab_bench: Bench, episode, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_theory_is_symmetric_complete_and_shown(lab_bench: Bench, episode: Episode, tmp_path: Path) -> None:
     found = theory(episode, lab_bench.laboratory.config, 0)
     count = len(found["tasks"])
     assert [len(found[key]) for key in ("delta", "bound", "gaussian", "measured")] == [count] * 4
@@ -173,8 +173,6 @@ def test_theory_is_symmetric_complete_and_shown(lab_bench: Bench, episode, tmp_p
     assert [row["tasks"] for row in found["delta_by_tasks"]] == [2, 3, 4]
     coverage = [row["coverage"] for row in found["coverage"]]
     assert coverage == sorted(coverage, reverse=True)
-    from components.io import write_json
-
     facts = {"command": "c", "machine": "m", "date": "d", "description": "x"}
     write_json(tmp_path / "quality" / "small.theory.json", facts | found)
     write_results(tmp_path, tmp_path / "page.md")

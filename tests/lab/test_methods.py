@@ -44,7 +44,9 @@ def test_task_by_task_is_the_same_as_all_at_once(make: type[Scorer], sizes: list
         one_by_one.add(h, labels, classes)
     starts = np.cumsum([0, *sizes[:-1]])
     everything = np.concatenate([h for h, _ in parts])
-    at_once.add(everything, np.concatenate([l + s for (_, l), s in zip(parts, starts, strict=True)]), sum(sizes))
+    at_once.add(
+        everything, np.concatenate([own + start for (_, own), start in zip(parts, starts, strict=True)]), sum(sizes)
+    )
     np.testing.assert_allclose(one_by_one.scores(everything), at_once.scores(everything), atol=2e-3)
 
 

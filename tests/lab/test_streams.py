@@ -47,7 +47,7 @@ def test_a_wrong_declaration_is_named(tmp_path: Path, text: str, message: str) -
 
 
 def test_an_unknown_stream_or_source_lists_what_there_is(project: Path, tmp_path: Path) -> None:
-    with pytest.raises(IntaglioError, match="known: .*shift"):
+    with pytest.raises(IntaglioError, match=r"known: .*shift"):
         load_stream("shfit")
     with pytest.raises(IntaglioError, match=r"neither nothing\.zip nor nothing/ in"):
         list_source(TaskSpec(source="nothing"), [tmp_path], 100)
@@ -103,7 +103,7 @@ def test_a_hostile_zip_writes_nothing_outside_and_no_bomb_is_read(tmp_path: Path
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train/a/big.png", b"\0" * 10_000_000)
     (item,) = list_source(TaskSpec(source="bomb"), [tmp_path], 1000)
-    with pytest.raises(IntaglioError, match="more than data.max_bytes"):
+    with pytest.raises(IntaglioError, match=r"more than data\.max_bytes"):
         item.read()
     (tmp_path / "rubbish.zip").write_bytes(b"no zip")
     with pytest.raises(IntaglioError, match="not a readable zip"):
