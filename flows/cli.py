@@ -138,6 +138,47 @@ def predict(
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8080,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Images predicted together at most.")] = 32,
+    delay_ms: Annotated[float, typer.Option(min=0, help="How long an image waits for others at most.")] = 5.0,
+    queue: Annotated[int, typer.Option(min=1, help="Images held at most; more are refused with 503.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the champion's alias.")] = 5.0,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Size of a request's body at most.")] = 16.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds of service after SIGTERM, with /health at 503.")] = 1.0,
+    grace: Annotated[float, typer.Option(min=1, help="Seconds that requests have to end after that.")] = 30.0,
+    access_log: Annotated[bool, typer.Option("--access-log", help="One JSON line per request on stderr.")] = False,
+) -> None:
+    """Answer requests over HTTP with the champion, and follow its alias, until SIGTERM."""
+    from flows.settings import find_root, quiet_environment
+
+    root = Path.cwd() if bundle else find_root()
+    for name, value in quiet_environment(root).items():
+        os.environ.setdefault(name, value)
+    from flows.serving.run import Options
+    from flows.serving.run import serve as serve_until_stopped
+    from flows.serving.served import Champion, Folder
+
+    options = Options(
+        host=host,
+        port=port,
+        batch=batch,
+        delay=delay_ms / 1e3,
+        queue=queue,
+        device=device,
+        poll=poll,
+        max_body=round(max_body_mb * 2**20),
+        drain=drain,
+        grace=grace,
+        access_log=access_log,
+    )
+    serve_until_stopped(options, Folder(bundle) if bundle else Champion(root))
+
+
+@app.command()
 def promote(
     version: Annotated[int | None, typer.Option(help="A version's number; default: the challenger.")] = None,
     force: Annotated[bool, typer.Option(help="Promote even if a gate blocks; needs --reason.")] = False,
