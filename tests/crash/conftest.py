@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,22 +24,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class World:
-    """A project after a clean run, and the sha256 of every file in it."""
+    """A project after a clean run of so many seconds, and the sha256 of every file in it."""
 
     root: Path
     clean: dict[str, str] = field(repr=False)
+    seconds: float
 
 
 @pytest.fixture(scope="session")
 def clean_template(server: Server, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("clean") / "project"
     make_project(root)
+    begun = time.monotonic()
     assert server.dvc(root, "repro") == 0, server.said()
-    return World(root, artefacts(root))
+    return World(root, artefacts(root), time.monotonic() - begun)
 
 
 @pytest.fixture
 def world(clean_template: World, tmp_path: Path) -> World:
     """A copy of the project that the test may break."""
     shutil.copytree(clean_template.root, tmp_path / "project", symlinks=True)
-    return World(tmp_path / "project", clean_template.clean)
+    return World(tmp_path / "project", clean_template.clean, clean_template.seconds)

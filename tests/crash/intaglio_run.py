@@ -22,9 +22,10 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Attempt:
-    """How the command ended, what it said, and the stages at which two processes were seen at once."""
+    """How the command ended, whether we killed it, what it said, and the stages where two processes were seen at once."""
 
     status: int
+    struck: bool
     output: str
     twice: tuple[str, ...]
 
@@ -44,11 +45,11 @@ def run_intaglio(root: Path, after: float = _LONGEST, whom: str = "all", dice: r
             twice.update(twice_at_work(root))
             time.sleep(_POLL_SECONDS)
         family = [process.pid, *descendants(process.pid)]
-        if process.poll() is None:
+        if struck := process.poll() is None:
             chosen = {"leader": family[:1], "all": family}.get(whom) or [(dice or random).choice(family)]
             for victim in chosen:
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
         status = process.wait(_LONGEST)
         output.seek(0)
-        return Attempt(status, output.read(), tuple(sorted(twice)))
+        return Attempt(status, struck, output.read(), tuple(sorted(twice)))

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.crash.points import Faults, install_in_dvc
+from tests.crash.points import STRUCK, Faults, install_in_dvc
 from tests.crash.processes import descendants
 
 SECOND_WRITER = "SECOND WRITER"  # what a stage prints that finds another process at the same stage
@@ -189,18 +189,20 @@ def serve() -> None:
         asked = json.loads(line)
         pid = fork(partial(_answer, asked), Path(asked["root"]), asked["env"], Path(asked["log"]))
         if "after" in asked:
-            _strike(pid, asked["after"], asked["whom"])
+            _strike(pid, asked["after"], asked["whom"], Path(asked["log"]))
         _, status = os.waitpid(pid, 0)
         print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
 
 
-def _strike(pid: int, after: float, whom: str) -> None:
+def _strike(pid: int, after: float, whom: str, log: Path) -> None:
     """SIGKILL after a while, unless the child `pid` ended before; it stays to be waited for."""
     deadline = time.monotonic() + after
     while time.monotonic() < deadline:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.005)
+    with log.open("a") as file:
+        file.write(f"{STRUCK}\n")
     family = [pid, *descendants(pid)]
     for victim in {"leader": family[:1], "last": family[-1:], "all": family}[whom]:
         with suppress(ProcessLookupError):
