@@ -84,6 +84,11 @@ class MicroBatcher:
         """Images accepted and not answered yet."""
         return self._load.images
 
+    @property
+    def ready(self) -> int:
+        """Images decoded that wait for their batch."""
+        return len(self._waiting)
+
     @contextmanager
     def receiving(self) -> Iterator[None]:
         """While a request's body is read: it counts as one image, and the next batch waits a moment for it.
@@ -147,7 +152,7 @@ class MicroBatcher:
             else:
                 self._waiting.append(_Waiting(pixels, model, wish, answer))
             self._changed.notify()
-        if error is not None and answer.set_running_or_notify_cancel():
+        if pixels is None and answer.set_running_or_notify_cancel():
             answer.set_exception(error)
 
     def _run(self) -> None:
