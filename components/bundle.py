@@ -53,6 +53,17 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
         shutil.copy2(source / name, target / name)
 
 
+def fingerprint(folder: Path) -> str:
+    """What tells a bundle from every other one: the sha256 of its index, which holds that of every file.
+
+    Raises:
+        IntaglioError: it is no bundle.
+    """
+    if not (folder / INDEX).is_file():
+        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
+    return sha256_file(folder / INDEX)
+
+
 def verify_bundle(folder: Path) -> None:
     """Check that a bundle is whole.
 

@@ -62,6 +62,12 @@ class Backbone(_Section):
         return self.depth - self.adapted_blocks
 
 
+class Cache(_Section):
+    """The trunk's outputs on disk (components/trunk_cache.py): it saves time and changes no result."""
+
+    max_gb: Annotated[float, Field(ge=0)] = 20.0
+
+
 class Embedding(_Section):
     """Which blocks' outputs (1-based, CLS and mean of the patches of each) make up h_0 and h_k."""
 
@@ -149,6 +155,7 @@ class Config(_Section):
     data: Data
     backbone: Backbone
     embedding: Embedding
+    cache: Cache = Cache()
     finetune: Finetune
     signature: Signature
     retrieval: Retrieval

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from components.images import Limits, open_image, to_square
+from components.images import ImageError, Limits, open_image, to_square
+from components.io import sha256_file
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -42,19 +43,25 @@ class Progress:
         print(f"{self.what} [{bar}] {done}/{self.total} ETA {left:.0f} s {note}".rstrip(), flush=True)
 
 
-def pixel_batches(paths: Sequence[Path], size: int, limits: Limits, batch: int = BATCH) -> Iterator[Pixels]:
+def pixel_batches(
+    paths: Sequence[Path], size: int, limits: Limits, batch: int = BATCH, digests: Sequence[str] | None = None
+) -> Iterator[Pixels]:
     """Decoded images in order, (<= batch, size, size, 3) each; the next batch is decoded while one is used.
 
     Raises:
-        ImageError: an image cannot be read.
+        ImageError: an image cannot be read, or its sha256 is not the one in `digests`.
     """
+    expected = [None] * len(paths) if digests is None else digests
 
-    def read(path: Path) -> Pixels:
+    def read(path: Path, digest: str | None) -> Pixels:
+        if digest is not None and sha256_file(path) != digest:
+            raise ImageError(f"{path}: changed since its task was ingested; run the stage 'ingest' again")
         return to_square(open_image(path, limits), size)
 
     with ThreadPoolExecutor(_DECODERS) as pool:
         ahead: list[Future[Pixels]] = []
         for start in range(0, len(paths) + batch, batch):
-            ready, ahead = ahead, [pool.submit(read, path) for path in paths[start : start + batch]]
+            rows = slice(start, start + batch)
+            ready, ahead = ahead, [pool.submit(read, *item) for item in zip(paths[rows], expected[rows], strict=True)]
             if ready:
                 yield np.stack([future.result() for future in ready])

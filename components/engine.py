@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.backbone import Vit, autocast
-from components.embed import Embeddings, Pixels, Progress, pixel_batches
+from components.embed import BATCH, Embeddings, Pixels, Progress
 from components.errors import IntaglioError
-from components.images import Limits
 from components.io import read_json, sha256_file
 from components.modules import LINEAR_LAYERS
+from components.trunk_cache import HalfTokens, Tokens
 
 Indices = NDArray[np.int64]
 
@@ -158,25 +158,35 @@ class Engine:
 
 
 def embed_images(
-    engine: Engine, paths: Sequence[Path], tasks: Sequence[str | None], limits: Limits, what: str
+    engine: Engine, tokens: Tokens, trunk: Embeddings, tasks: Sequence[str | None], what: str
 ) -> dict[str | None, Embeddings]:
-    """h_k of every image for every task in `tasks` (None: h_0), the trunk computed once.
+    """h_k of every image for every task in `tasks` (None: h_0), from the trunk's outputs.
 
     Returns:
-        (len(paths), d) float32 for each of `tasks`.
+        (n, d) float32 for each of `tasks`.
     """
-    vit, progress, done = engine.vit, Progress(what, len(paths)), 0
-    out = {task: np.empty((len(paths), vit.embedding_width), dtype=np.float32) for task in tasks}
-    for pixels in pixel_batches(paths, vit.image_size, limits):
-        for task, rows in embed_pixels(engine, pixels, tasks).items():
-            out[task][done : done + len(pixels)] = rows
-        done += len(pixels)
-        progress.at(done)
+    progress, count = Progress(what, len(tokens)), len(tokens)
+    out = {task: np.empty((count, engine.vit.embedding_width), dtype=np.float32) for task in tasks}
+    for start in range(0, count, BATCH):
+        rows = slice(start, min(start + BATCH, count))
+        for task, h in embed_tokens(engine, tokens[rows], trunk[rows], tasks).items():
+            out[task][rows] = h
+        progress.at(rows.stop)
     return out
 
 
+def embed_tokens(
+    engine: Engine, tokens: HalfTokens, trunk: Embeddings, tasks: Sequence[str | None]
+) -> dict[str | None, Embeddings]:
+    """As `embed_images`, of one batch."""
+    device = engine.vit.device
+    with torch.inference_mode(), autocast(engine.vit):
+        after, pooled = torch.from_numpy(tokens).to(device).float(), torch.from_numpy(trunk).to(device)
+        return {task: engine.embed(task, after, pooled).float().cpu().numpy() for task in tasks}
+
+
 def embed_pixels(engine: Engine, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
-    """As `embed_images`, of one batch of pixels (n, size, size, 3)."""
+    """h_k of one batch of pixels (n, size, size, 3) for every task in `tasks`, in the precision that is served."""
     with torch.inference_mode(), autocast(engine.vit):
         tokens, trunk = engine.vit.trunk(pixels)
         return {task: engine.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}

@@ -38,7 +38,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path.parent, glob.escape(path.name))
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:
@@ -64,7 +64,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path.parent, glob.escape(path.name))
         temporary, old = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
         handles = [os.open(folder, os.O_RDONLY) for folder in (temporary, old)]
         try:
@@ -84,9 +84,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 os.close(handle)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it. A living writer holds a lock on his; a dead one cannot."""
-    for litter in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):
+def sweep(folder: Path, names: str = "*") -> None:
+    """Remove what killed writers left in `folder`, of the files or folders whose names match the pattern `names`.
+
+    A living writer holds a lock on his; a dead one cannot.
+    """
+    for litter in folder.glob(f".{names}.{'?' * 8}"):
         with suppress(OSError):  # renamed or removed by its writer this instant
             handle = os.open(litter, os.O_RDONLY)
             try:

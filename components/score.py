@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from components.backbone import choose_device, load_vit
 from components.config import Config, Shortlist
-from components.embed import Progress, pixel_batches
-from components.engine import Engine, embed_pixels
+from components.embed import BATCH, Progress
+from components.engine import Engine, embed_tokens
+from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
 from components.retrieve import PooledRetriever
 from components.shortlist import Found, TaskFinder
 from components.signature import Embeddings, Signature, read_signature
+from components.trunk_cache import TrunkCache, trunk_outputs
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -74,15 +76,20 @@ def score_test_images(root: Path, config: Config) -> Scored:
     signatures = tuple(read_signature(root / "models/signatures", task) for task in config.tasks)
     tables = {task: split_of(read_manifest(root, task), "test") for task in config.tasks}
     paths = [root / config.stream.tasks[task].folder / path for task, table in tables.items() for path in table["path"]]
+    digests = [digest for table in tables.values() for digest in table["sha256"]]
     count, width = len(paths), vit.embedding_width
+    if count == 0:
+        raise IntaglioError("no task has a readable test image; add some and run the stages 'ingest' again")
+    cache = TrunkCache.of(root, config.cache)
+    tokens, trunk = trunk_outputs(vit, paths, digests, Limits.of(config.data), cache, "evaluate: test images")
     h0 = np.empty((count, width), dtype=np.float32)
     density, confidence = np.empty((count, len(signatures))), np.empty((count, len(signatures)))
     p_values, typicality = np.empty_like(density), np.empty_like(density)
     best = np.empty((count, len(signatures)), dtype=np.int64)
-    progress, done = Progress("evaluate: test images", count), 0
-    for pixels in pixel_batches(paths, vit.image_size, Limits.of(config.data)):
-        rows = slice(done, done + len(pixels))
-        embedded = embed_pixels(engine, pixels, (None, *config.tasks))
+    progress = Progress("evaluate: test images", count)
+    for start in range(0, count, BATCH):
+        rows = slice(start, min(start + BATCH, count))
+        embedded = embed_tokens(engine, tokens[rows], trunk[rows], (None, *config.tasks))
         h0[rows] = embedded[None]
         for column, signature in enumerate(signatures):
             h = embedded[signature.task]
@@ -94,8 +101,7 @@ def score_test_images(root: Path, config: Config) -> Scored:
             density[rows, column] = signature.mixture.log_density(h)
             best[rows, column] = log_probability.argmax(axis=1)
             confidence[rows, column] = log_probability.max(axis=1)
-        done = rows.stop
-        progress.at(done)
+        progress.at(rows.stop)
     task = np.repeat(np.arange(len(signatures)), [len(table) for table in tables.values()])
     label = np.array(
         [

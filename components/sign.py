@@ -14,6 +14,7 @@ from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
 from components.signature import Classifier, Labels, Mixture, Signature, Statistics, Support, write_signature
+from components.trunk_cache import TrunkCache, trunk_outputs
 
 
 def sign(root: Path, config: Config, task: str) -> None:
@@ -26,12 +27,13 @@ def sign(root: Path, config: Config, task: str) -> None:
     if not classes:
         raise IntaglioError(f"task {task!r}: no readable training image; run the stage 'ingest' again")
     folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
-    paths = {name: [folder / path for path in table["path"]] for name, table in rows.items()}
+    cache = TrunkCache.of(root, config.cache)
     labels = {name: _indices(table["label"].tolist(), classes) for name, table in rows.items()}
-    h = {
-        name: embed_images(engine, paths[name], (None, task), limits, f"signature {task}: {name} split")
-        for name in paths
-    }
+    h = {}
+    for name, table in rows.items():
+        paths, what = [folder / path for path in table["path"]], f"signature {task}: {name} split"
+        outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
+        h[name] = embed_images(engine, *outputs, (None, task), what)
     train, val, width = h["train"][None], h["val"][None], vit.trunk_width
     classifier = Classifier.fit(h["train"][task], labels["train"], len(classes))
     signature = Signature(

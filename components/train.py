@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -20,13 +18,14 @@ from components.embed import Progress
 from components.errors import IntaglioError
 from components.modules import Trainable
 from components.training_state import Epoch, TrainingState, merit
+from components.trunk_cache import Tokens
 
 
 @dataclass(frozen=True)
 class Split:
-    """The trunk's outputs of one split: tokens (n, tokens, width) in float16 on disk, labels (n,) int64."""
+    """The trunk's outputs of one split, tokens (n, tokens, width), and its labels (n,) int64."""
 
-    tokens: NDArray[np.float16]
+    tokens: Tokens
     labels: Tensor
 
     def __len__(self) -> int:
