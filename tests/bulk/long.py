@@ -88,6 +88,8 @@ def predict(arguments: Sequence[str], output: Path, rows: int, kill_after: int |
             own, others = _memory(watched), sum(map(_memory, family))
         except psutil.NoSuchProcess:
             continue
+        if own == 0:  # it has ended this instant
+            continue
         life.samples.append((round(now, 2), round(own, 1), round(own + others, 1)))
         if life.working is None and _count(parts) > before:
             life.working = now

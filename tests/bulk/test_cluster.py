@@ -134,6 +134,7 @@ def test_a_scheduler_that_goes_away(
                 cluster.close()
             yield os.fsencode(f"{path}\n")
 
+    monkeypatch.setattr("flows.cluster._CONNECT", 1)
     settings = {"distributed.comm.timeouts.connect": "1s"}
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(settings), LocalCluster(**options) as cluster:
