@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from components.lab.episode import Caps, make_episode
 from components.lab.registry import Settings, recipe
 from components.lab.stream import Declared
 from components.lab.workshop import Workshop
+
+_MAKERS = ("cell", "corpus", "episode", "flat", "method", "registry", "retrieved", "rivals", "signatures", "workshop")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Bench:
         config = self.laboratory.config
         facts = {
             "images": sha256_bytes(self.table.to_csv(index=False).encode()),
-            "code": _code(recipe(cell.method).make.__module__),
+            "code": _code(),
             "caps": asdict(self.caps),
             "cell": asdict(cell),
             "grid": recipe(cell.method).grid,
@@ -125,10 +127,11 @@ class Bench:
         return self.laboratory.folder / kind / self.declared.name / name
 
 
-def _code(module: str) -> str:
-    """Hash of what methods are made of."""
-    laboratory = Path(str(sys.modules[module].__file__)).parent
-    files = [*sorted(laboratory.glob("*.py")), Path(str(retrieve.__file__)), Path(str(signature.__file__))]
+@cache
+def _code() -> str:
+    """Hash of what a cell's result is made by, as it was when this process began."""
+    here = Path(__file__).parent
+    files = [here / f"{name}.py" for name in _MAKERS] + [Path(str(module.__file__)) for module in (retrieve, signature)]
     return sha256_bytes("".join(sha256_file(path) for path in files).encode())
 
 

@@ -15,7 +15,6 @@ from components.lab.signatures import (
     Centroids,
     Density,
     Entropy,
-    OneGaussian,
     PooledClasses,
     PooledComponents,
     Signature,
@@ -69,7 +68,7 @@ def _adapted(what: str, signature: Callable[[Workshop, int, Settings], Signature
 
 
 _SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": value} for value in (1e-4, 1e-3, 1e-2, 1e-1)))
-_RIDGE = tuple({"width": width, "ridge": ridge} for width in (1000, 2000, 4000) for ridge in (1e-4, 1e-3, 1e-2, 1e-1))
+_RIDGE = tuple({"width": width, "ridge": ridge} for width in (2000, 4000) for ridge in (1e-4, 1e-3, 1e-2, 1e-1))
 _CLUSTERS: tuple[Settings, ...] = ({"count": 5}, {"count": 20})
 
 METHODS: dict[str, Recipe] = {
@@ -121,7 +120,10 @@ METHODS: dict[str, Recipe] = {
     "signature_kmeans": _frozen(
         "signature: k-means centroids", lambda w, s, h: Centroids(h["count"], s), grid=_CLUSTERS
     ),
-    "signature_gaussian": _frozen("signature: one Gaussian", lambda w, s, h: OneGaussian()),
+    "signature_gaussian": _frozen(
+        "signature: one Gaussian",
+        lambda w, s, h: Density(w.config.signature.model_copy(update={"components": 1}), s, adapted=False),
+    ),
     "signature_dpgmm": _frozen(
         "signature: DP-GMM on h_0", lambda w, s, h: Density(w.config.signature, s, adapted=False)
     ),

@@ -11,15 +11,13 @@ from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
-from sklearn.covariance import oas
 
 from components.config import Signature as Settings
 from components.lab.corpus import Images
 from components.lab.episode import TaskData
 from components.lab.method import Embed
-from components.retrieve import PooledRetriever
+from components.retrieve import LinearRetriever, PooledRetriever
 from components.signature import Classifier, Embeddings, Matrix, Mixture, Statistics
 
 
@@ -60,7 +58,7 @@ class PooledClasses:
 
     view: View = whole
     _tasks: list[Statistics] = field(default_factory=list)
-    _fitted: PooledRetriever | None = None
+    _fitted: LinearRetriever | None = None  # as it is served
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
         """Add the task's counts, means and scatter."""
@@ -70,7 +68,7 @@ class PooledClasses:
     def scores(self, images: Images, embed: Embed) -> Matrix:
         """log p_k(h_0) up to a constant."""
         if self._fitted is None:
-            self._fitted = PooledRetriever.fit(self._tasks)
+            self._fitted = PooledRetriever.fit(self._tasks).linear()
         return self._fitted.scores(self.view(images))
 
     def stored_bytes(self) -> int:
@@ -86,6 +84,7 @@ class PooledComponents:
     settings: Settings
     seed: int
     _tasks: list[Statistics] = field(default_factory=list)
+    _fitted: LinearRetriever | None = None
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
         """Fit the mixture; every image belongs to its nearest component."""
@@ -93,10 +92,13 @@ class PooledComponents:
         nearest = _nearest(h, Mixture.fit(h, self.settings, self.seed).centroids)
         _, labels = np.unique(nearest, return_inverse=True)
         self._tasks.append(Statistics.fit(h, labels.astype(np.int64), int(labels.max()) + 1))
+        self._fitted = None
 
     def scores(self, images: Images, embed: Embed) -> Matrix:
         """log p_k(h_0) up to a constant."""
-        return PooledRetriever.fit(self._tasks).scores(images.h0)
+        if self._fitted is None:
+            self._fitted = PooledRetriever.fit(self._tasks).linear()
+        return self._fitted.scores(images.h0)
 
     def stored_bytes(self) -> int:
         """All component means and one triangle of the scatter."""
@@ -132,31 +134,11 @@ class Centroids:
 
 
 @dataclass
-class OneGaussian:
-    """One Gaussian per task with a covariance of its own, shrunk by OAS."""
-
-    _fitted: list[tuple[NDArray[np.float64], Matrix]] = field(default_factory=list)
-
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
-        """Fit mean and covariance."""
-        h = task.train.images.h0.astype(np.float64)
-        covariance, _ = oas(h)
-        self._fitted.append((h.mean(axis=0), covariance + 1e-9 * np.trace(covariance) * np.eye(len(covariance))))
-
-    def scores(self, images: Images, embed: Embed) -> Matrix:
-        """The log density."""
-        h = images.h0.astype(np.float64)
-        columns = [multivariate_normal(mean, covariance).logpdf(h) for mean, covariance in self._fitted]
-        return np.stack([np.atleast_1d(column) for column in columns], axis=1)
-
-    def stored_bytes(self) -> int:
-        """A mean and one triangle of a covariance for each task."""
-        return 4 * sum(mean.size + mean.size * (mean.size + 1) // 2 for mean, _ in self._fitted)
-
-
-@dataclass
 class Density:
-    """A Dirichlet-process mixture per task, in h_0; or in the task's own h_k where `adapted`: the paper's rule."""
+    """A Dirichlet-process mixture per task, in h_0; or in the task's own h_k where `adapted`: the paper's rule.
+
+    With settings of one component it is one Gaussian per task, with a covariance of its own.
+    """
 
     settings: Settings
     seed: int
