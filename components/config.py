@@ -92,6 +92,7 @@ class Finetune(_Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
     patience: Positive
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class Signature(_Section):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from components.adapt import attach
 from components.backbone import Vit, choose_device, load_vit
 from components.checkpoint import Checkpoints
 from components.config import Config
@@ -19,7 +20,7 @@ from components.errors import IntaglioError
 from components.images import Limits
 from components.io import sha256_file, write_json, write_text
 from components.manifest import manifest_path, read_manifest, split_of
-from components.modules import attach, read_past, write_module
+from components.modules import read_past, write_module
 from components.train import Lesson, Split, train
 from components.training_state import Epoch, merit
 from components.trunk_cache import TrunkCache, trunk_outputs
@@ -47,7 +48,8 @@ def finetune(root: Path, config: Config, task: str) -> None:
     lesson = Lesson(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed)
     history = train(lesson, checkpoints)
     seconds = time.monotonic() - start
-    facts = write_module(root / "models/modules", task, previous, trained, vit, settings)
+    component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
+    facts = write_module(root / "models/modules", task, previous, component, reuse, past, vit, settings.max_rank)
     best = min(history, key=merit)
     figures = {
         "epochs": len(history),

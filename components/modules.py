@@ -1,7 +1,7 @@
 """A task's low-rank module: selective reuse of the past, plus a new component orthogonal to it (docs/method.md).
 
-For every adapted linear layer   dW_k = B_past diag(s) A_past + B_k A_k,   with B_past, A_past frozen. Both terms are
-ordinary PEFT LoRA adapters; `s` and the orthogonality are parametrisations of their weights.
+For every adapted linear layer   dW_k = B_past diag(s) A_past + B_k A_k,   with B_past, A_past frozen. What is stored
+for use is their sum, as one ordinary PEFT adapter. How a module is learned: components/adapt.py.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from components.backbone import Vit
-from components.config import BASE, Finetune
+from components.config import BASE
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_arrays, read_json, sha256_file, write_arrays, write_json
-from components.vision import LoraConfig, LoraLayer, LoraModel, PeftModel, get_peft_model
+from components.vision import LoraConfig
 
 Matrix = NDArray[np.float32]
 LINEAR_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # of a block: what a module adapts
@@ -74,115 +71,6 @@ def orthonormal_basis(columns: NDArray[Any]) -> Matrix:
     return cast(Matrix, u[:, sigma > sigma[0] * 1e-6].astype(np.float32))
 
 
-class Scale(nn.Module):
-    """Parametrisation B -> B diag(s), with s learned from 0: which past directions to reuse, and how much."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.s = nn.Parameter(torch.zeros(rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(out, rank) -> (out, rank)."""
-        return weight * self.s
-
-
-class Orthogonal(nn.Module):
-    """Parametrisation that keeps a factor orthogonal to `basis` (n, q): B -> (I - U U^T) B, A -> A (I - V V^T).
-
-    In float32 whatever the autocast, so that <B_k A_k, B_past D A_past>_F = 0 holds for every diagonal D.
-    """
-
-    basis: Tensor
-
-    def __init__(self, basis: Tensor, rows: bool) -> None:
-        super().__init__()
-        self.rows = rows
-        self.register_buffer("basis", basis)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """A factor (n, r), or (r, n) where `rows`, without its part in the span of `basis`."""
-        with torch.autocast(weight.device.type, enabled=False):
-            if self.rows:
-                return weight - (weight @ self.basis) @ self.basis.T
-            return weight - self.basis @ (self.basis.T @ weight)
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A ViT whose tail carries a new component and the frozen past; `peft` wraps the same modules as the ViT."""
-
-    peft: PeftModel
-    layers: Mapping[str, LoraLayer]
-    past: Module
-
-    def scales(self) -> list[Tensor]:
-        """The s of every layer, each (past rank,)."""
-        return [_scale(layer) for layer in self.layers.values()] if self.past else []
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is learned: the new factors and the scales."""
-        return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
-
-    def component(self) -> dict[str, LowRank]:
-        """The new component alone, as (B_k, A_k) per layer."""
-        return {
-            name: LowRank(_array(_factor(layer.lora_B, "new").weight), _array(_factor(layer.lora_A, "new").weight))
-            for name, layer in self.layers.items()
-        }
-
-    def reuse(self, threshold: float) -> dict[str, Matrix]:
-        """s per layer, entries below `threshold` as exact zeros."""
-        found = {name: _array(_scale(layer)) for name, layer in self.layers.items()} if self.past else {}
-        return {name: np.where(np.abs(s) < threshold, 0, s).astype(np.float32) for name, s in found.items()}
-
-
-def attach(vit: Vit, past: Module, finetune: Finetune, seed: int) -> Trainable:
-    """Put a new component, and the past where there is one, on the last blocks of `vit`.
-
-    At the start the output is exactly the frozen backbone's: B_k = 0 and s = 0.
-    """
-    torch.manual_seed(seed)
-    peft = cast(PeftModel, get_peft_model(vit.model, _lora_config(vit, finetune.rank), adapter_name="new"))
-    if past:
-        rank = next(iter(past.values())).rank
-        peft.add_adapter("past", _lora_config(vit, rank))
-        cast(LoraModel, peft.base_model).set_adapter(["new", "past"])
-    layers = {name: layer for name, layer in vit.model.named_modules() if isinstance(layer, LoraLayer)}
-    for name, layer in layers.items():
-        if past:
-            _freeze_past(layer, past[name])
-    peft.eval().to(vit.device)
-    return Trainable(peft, layers, past)
-
-
-def _freeze_past(layer: LoraLayer, past: LowRank) -> None:
-    new_a, new_b = _factor(layer.lora_A, "new"), _factor(layer.lora_B, "new")
-    old_a, old_b = _factor(layer.lora_A, "past"), _factor(layer.lora_B, "past")
-    with torch.no_grad():
-        old_a.weight.copy_(torch.tensor(past.a))
-        old_b.weight.copy_(torch.tensor(past.b))
-    for factor in (old_a, old_b):
-        factor.weight.requires_grad_(False)
-    parametrize.register_parametrization(old_b, "weight", Scale(past.rank))
-    u = torch.from_numpy(orthonormal_basis(past.b))
-    v = torch.from_numpy(orthonormal_basis(past.a.T))
-    parametrize.register_parametrization(new_b, "weight", Orthogonal(u, rows=False))
-    parametrize.register_parametrization(new_a, "weight", Orthogonal(v, rows=True))
-
-
-def _scale(layer: LoraLayer) -> Tensor:
-    parametrizations = cast(nn.ModuleDict, _factor(layer.lora_B, "past").parametrizations)
-    return cast(Scale, cast(nn.ModuleList, parametrizations["weight"])[0]).s
-
-
-def _factor(factors: nn.ModuleDict, adapter: str) -> nn.Linear:
-    return cast(nn.Linear, factors[adapter])
-
-
-def _array(tensor: Tensor) -> Matrix:
-    return cast(Matrix, tensor.detach().float().cpu().numpy().copy())
-
-
 def _lora_config(vit: Vit, rank: int) -> LoraConfig:
     blocks = "|".join(str(number) for number in range(vit.trunk_depth, len(vit.model.blocks)))
     layers = "|".join(re.escape(layer) for layer in LINEAR_LAYERS)
@@ -226,16 +114,22 @@ def read_component(folder: Path) -> dict[str, LowRank]:
 
 
 def write_module(
-    folder: Path, task: str, previous: str, trained: Trainable, vit: Vit, finetune: Finetune
+    folder: Path,
+    task: str,
+    previous: str,
+    component: Module,
+    reuse: Mapping[str, Matrix],
+    past: Module,
+    vit: Vit,
+    max_rank: int,
 ) -> dict[str, float]:
     """Store a trained module: its component, its reuse of the past, and the sum of both as a plain PEFT adapter.
 
     Returns:
         adapter_rank, truncation_error (largest relative error over the layers), reused_directions.
     """
-    component, reuse = trained.component(), trained.reuse(finetune.reuse_threshold)
     merged = {
-        layer: truncate(_effective(component[layer], trained.past.get(layer), reuse.get(layer)), finetune.max_rank)
+        layer: truncate(_effective(component[layer], past.get(layer), reuse.get(layer)), max_rank)
         for layer in component
     }
     rank = max(update.rank for update, _ in merged.values())

@@ -28,7 +28,7 @@ COLUMNS = {
     "error": pa.string(),
     "top": _GUESSES,
 }
-_GROUP = 2**16  # rows in a row group of a joined parquet file
+_GROUP = 2**14  # rows in a row group of a joined parquet file; they are in memory while it is written
 
 
 @dataclass(frozen=True)

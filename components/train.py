@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
+from components.adapt import Trainable
 from components.backbone import Vit, autocast
 from components.checkpoint import Checkpoints
 from components.config import Finetune as Settings
 from components.embed import Progress
 from components.errors import IntaglioError
-from components.modules import Trainable
 from components.training_state import Epoch, TrainingState, merit
 from components.trunk_cache import Tokens
 
@@ -120,7 +119,7 @@ def _step(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) 
 
 def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
     settings = lesson.settings
-    with parametrize.cached(), autocast(lesson.vit):
+    with autocast(lesson.vit):
         logits = head(lesson.vit.tail(tokens))
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
     for s in lesson.trained.scales():
@@ -133,7 +132,7 @@ def _validate(lesson: Lesson, head: nn.Linear) -> tuple[float, float]:
     """Mean loss and accuracy on the validation split."""
     loss, right, count = 0.0, 0, len(lesson.val)
     for tokens, labels in _batches(lesson, lesson.val, torch.arange(count)):
-        with parametrize.cached(), autocast(lesson.vit):
+        with autocast(lesson.vit):
             logits = head(lesson.vit.tail(tokens)).float()
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         right += int((logits.argmax(dim=1) == labels).sum())

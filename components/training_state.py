@@ -59,7 +59,7 @@ class TrainingState:
             {"params": list(parameters), "lr": settings.learning_rate},
             {"params": list(head.parameters()), "lr": settings.head_learning_rate},
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         generator = torch.Generator().manual_seed(seed)
         return cls(parameters, head, optimizer, generator, torch.randperm(images, generator=generator))
 

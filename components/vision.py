@@ -27,14 +27,11 @@ def _declare_torchvision_operators() -> None:
 _declare_torchvision_operators()
 
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
-from peft.tuners.lora import LoraLayer, LoraModel  # noqa: E402
 from timm import create_model  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
 
 __all__ = [
     "LoraConfig",
-    "LoraLayer",
-    "LoraModel",
     "PeftModel",
     "VisionTransformer",
     "checkpoint_filter_fn",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -72,11 +71,10 @@ def bundle_folder(named: Path | None) -> Path:
         if not named.is_dir():
             raise IntaglioError(f"{named}: folder not found; a bundle is the folder that the stage `bundle` writes")
         return named
-    from flows.settings import find_root, quiet_environment
+    from flows.settings import be_quiet, find_root
 
     root = find_root()
-    for name, value in quiet_environment(root).items():
-        os.environ.setdefault(name, value)
+    be_quiet(root)
     return champion_bundle(root)
 
 

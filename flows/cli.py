@@ -153,11 +153,10 @@ def serve(
     access_log: Annotated[bool, typer.Option("--access-log", help="One JSON line per request on stderr.")] = False,
 ) -> None:
     """Answer requests over HTTP with the champion, and follow its alias, until SIGTERM."""
-    from flows.settings import find_root, quiet_environment
+    from flows.settings import be_quiet, find_root
 
     root = Path.cwd() if bundle else find_root()
-    for name, value in quiet_environment(root).items():
-        os.environ.setdefault(name, value)
+    be_quiet(root)
     from flows.serving.run import Options
     from flows.serving.run import serve as serve_until_stopped
     from flows.serving.served import Champion, Folder

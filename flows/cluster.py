@@ -9,6 +9,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ _AHEAD = 3  # chunks in hand for every thread of the cluster
 _WORKERS = 2
 _DEATHS = 5  # workers that may die over one chunk before its files are tried one by one
 _CONNECT = 30  # seconds
+_ANY_PORT = "127.0.0.1:0"
 
 
 def answers_by_cluster(request: Request, paths: Iterator[str]) -> Iterator[Answer]:
@@ -40,7 +42,7 @@ def answers_by_cluster(request: Request, paths: Iterator[str]) -> Iterator[Answe
         top=request.top,
         force=request.force,
     )
-    with _client(request) as client:
+    with _client(request) as client, _explained(client):
         ahead: deque[tuple[tuple[str, ...], Any]] = deque()
         while chunk := tuple(islice(paths, _CHUNK)):
             ahead.append((chunk, _submit(client, recipe, chunk)))
@@ -69,6 +71,16 @@ def _answers(client: Any, recipe: Recipe, chunk: tuple[str, ...], future: Any) -
 
 
 @contextmanager
+def _explained(client: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, CancelledError) as error:
+        if client.status == "running":  # not the cluster's fault
+            raise
+        raise IntaglioError(f"the Dask cluster went away ({' '.join(str(error).split()) or 'cancelled'})") from None
+
+
+@contextmanager
 def _client(request: Request) -> Iterator[Any]:
     try:
         import dask
@@ -92,7 +104,9 @@ def _client(request: Request) -> Iterator[Any]:
     }
     with (
         dask.config.set(settings),
-        LocalCluster(workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR) as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=_ANY_PORT, silence_logs=logging.ERROR
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client

@@ -43,7 +43,7 @@ def read_invocation(body: bytes, kind: str) -> Invocation:
             return _from_json(parse_json(body))
         if kind == scoring_server.CONTENT_TYPE_CSV:
             text = io.StringIO(body.decode())
-            return Invocation(_column(scoring_server.parse_csv_input(text, SIGNATURE.inputs)), force=False)
+            return Invocation(_column(scoring_server.parse_csv_input(text)), force=False)
         if kind == scoring_server.CONTENT_TYPE_PARQUET:
             return Invocation(_column(pd.read_parquet(io.BytesIO(body))), force=False)
     except MlflowException as error:

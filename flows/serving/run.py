@@ -78,7 +78,7 @@ class _Process:
             options.batch, options.delay, options.queue, min(_DECODERS, os.cpu_count() or 1), metrics.batch
         )
         metrics.depth_of(lambda: batcher.depth)
-        follower = Follower(source, partial(_load, source, options), metrics, options.poll)
+        follower = Follower(source, partial(load_version, source, options), metrics, options.poll)
         self.fatal = ""
         self._options = options
         self._service = Service(batcher, follower, metrics, options.body_seconds)
@@ -137,7 +137,12 @@ class _Process:
         follower.follow()
 
 
-def _load(source: Source, options: Options, version: str) -> Served:
+def load_version(source: Source, options: Options, version: str) -> Served:
+    """Load a version as `options` say.
+
+    Raises:
+        IntaglioError: it is broken.
+    """
     return Served.load(version, source.bundle(version), options.device, options.batch)
 
 

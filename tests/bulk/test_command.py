@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,3 +222,19 @@ def test_the_bundle_is_part_of_a_run(
     status, _, err = predict("in", "--output", "o.parquet", "--resume")
     assert status == 1
     assert "not 'of another bundle'; repeat it as it was, or remove the folder" in err
+
+
+def test_a_bar_on_a_terminal(predict: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # what rich takes for a terminal
+    status, out, err = predict("in", "--output", "o.csv")
+    assert (status, out) == (0, "")
+    assert "3/3" in err
+    assert "images/s" in err
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(
+    predict: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.classify_file._LOG_EVERY", 0.0)
+    _, _, err = predict("in", "--output", "o.csv")
+    assert re.search(r"^3 images, [\d.,]+ images/s$", err, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A tiny learned bundle, images for it, and the command run as a process of its own."""
+"""A tiny learned bundle, and the command as a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.crash.world import REPOSITORY, TASKS, environment, make_project
+from tests.crash.world import TASKS, environment, make_project
 
 _STAGES = [
     "backbone",
@@ -31,36 +31,16 @@ def make_bundle(root: Path) -> Path:
     return root / "models" / "bundle"
 
 
-def command(*arguments: str) -> list[str]:
-    """The console command with arguments, for a process of its own."""
-    return [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
-
-
-def start(folder: Path, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
-    """Start the command in `folder`, as the leader of a group of processes."""
+def start(folder: Path, *arguments: str, rows: int = 4096) -> subprocess.Popen[str]:
+    """Start the console command in `folder`, in a group of its own; its output's parts have `rows` rows."""
+    code = f"from components import results; results._ROWS = {rows}; from flows.cli import main; main()"
     return subprocess.Popen(
-        command(*arguments),
+        [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env=environment(folder),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-
-
-def run(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in `folder` to its end."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-__all__ = ["REPOSITORY", "command", "make_bundle", "run", "start"]
