@@ -1,33 +1,34 @@
 """All images of a stream under the frozen backbone, computed once and kept on disk: what every method starts from.
 
-Entries are found by the content of an image and of the backbone, so streams that share images share the work.
+The trunk's outputs are the pipeline's own (components/trunk_cache.py); the tail's follow from them, and are kept by the
+content of an image and of the backbone too, so that streams that share images share the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from components.backbone import Vit, autocast
-from components.embed import BATCH, Embeddings, Progress, pixel_batches
+from components.embed import BATCH, Embeddings, Progress
 from components.images import Limits
-from components.io import atomic_folder, read_table, sha256_bytes, write_table
+from components.io import read_arrays, sha256_bytes, write_arrays
+from components.trunk_cache import Tokens, TrunkCache, trunk_outputs
 
 Indices = NDArray[np.int64]
-Tokens = NDArray[np.float16]
 
-_SHARD = 1024  # images computed between two writes: what a killed process loses at most
+_SHARD = 2048  # images computed between two writes: what a killed process loses at most
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """N distinct images: h0 (N, d) float32, and the trunk's tokens (tokens, width) of each, float16 on disk.
+    """N distinct images: h0 (N, d) float32 by the frozen backbone, and the trunk's `tokens` of each, on disk.
 
     Both follow from the float16 tokens, as modules see them, so that h_0 is exactly h_k with an empty module.
     """
@@ -35,17 +36,7 @@ class Corpus:
     sha256: tuple[str, ...]
     h0: Embeddings
     trunk_width: int
-    shards: tuple[Tokens, ...]
-    shard: Indices
-    place: Indices
-
-    def tokens(self, rows: Indices) -> Tokens:
-        """The trunk's tokens of images `rows` (n,), (n, tokens, width)."""
-        out = np.empty((len(rows), *self.shards[0].shape[1:]), dtype=np.float16)
-        for number in np.unique(self.shard[rows]):
-            own = self.shard[rows] == number
-            out[own] = self.shards[number][self.place[rows[own]]]
-        return out
+    tokens: Tokens
 
     def rows(self, digests: Sequence[str]) -> Indices:
         """Where images with these sha256 stand."""
@@ -69,65 +60,61 @@ class Images:
         """Embeddings by the frozen backbone, (n, d)."""
         return self.corpus.h0[self.rows]
 
+    @property
+    def tokens(self) -> Tokens:
+        """The trunk's tokens of each, on disk."""
+        return self.corpus.tokens.take(self.rows)
+
     def take(self, which: NDArray[np.bool_] | Indices) -> Images:
         """Some of them."""
         return Images(self.corpus, self.rows[which])
 
 
-def backbone_key(vit: Vit) -> str:
-    """What an embedding depends on beside the image."""
-    facts = f"{vit.sha256}|{vit.trunk_depth}|{vit.depths}|{len(vit.blocks)}|{vit.image_size}|v1"
-    return sha256_bytes(facts.encode())[:16]
-
-
-def open_corpus(vit: Vit, folder: Path, digests: Sequence[str], paths: Sequence[Path], limits: Limits) -> Corpus:
-    """The corpus of the given images; what is not yet under `folder` is computed.
+def open_corpus(
+    vit: Vit, folder: Path, digests: Sequence[str], paths: Sequence[Path], limits: Limits, cache: TrunkCache
+) -> Corpus:
+    """The corpus of images with distinct `digests`; what is not yet in `cache` and under `folder` is computed.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    store = folder / backbone_key(vit)
-    known = _index(store)
-    wanted = dict(zip(digests, paths, strict=True))
-    missing = [digest for digest in wanted if digest not in known]
-    progress = Progress("frozen backbone: images", len(missing))
+    tokens, trunk = trunk_outputs(vit, paths, digests, limits, cache, "laboratory")
+    tail = _tails(vit, folder, digests, tokens)
+    return Corpus(tuple(digests), np.concatenate([trunk, tail], axis=1), vit.trunk_width, tokens)
+
+
+def tail_of(vit: Vit, tail: Callable[[Tensor], Tensor], tokens: Tokens) -> Embeddings:
+    """What `tail`, on the device and in the arithmetic of `vit`, makes of the tokens of n images: (n, 2 width)."""
+    parts = []
+    for start in range(0, len(tokens), BATCH):
+        batch = torch.from_numpy(tokens[start : start + BATCH]).to(vit.device).float()
+        with torch.inference_mode(), autocast(vit):
+            parts.append(tail(batch).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _tails(vit: Vit, folder: Path, digests: Sequence[str], tokens: Tokens) -> Embeddings:
+    shelf, row_of = folder / _key(vit), {digest: row for row, digest in enumerate(digests)}
+    out = np.empty((len(digests), vit.embedding_width - vit.trunk_width), dtype=np.float32)
+    known = np.zeros(len(digests), dtype=bool)
+    for path in sorted(shelf.glob("[!.]*.safetensors")):
+        arrays = read_arrays(path)
+        wanted = np.array([row_of.get(image.tobytes().hex(), -1) for image in arrays["images"]], dtype=np.int64)
+        here = wanted >= 0
+        out[wanted[here]], known[wanted[here]] = arrays["tail"][here], True
+    missing = np.flatnonzero(~known)
+    progress = Progress("laboratory: tail", len(missing))
     for start in range(0, len(missing), _SHARD):
         part = missing[start : start + _SHARD]
-        _write_shard(vit, store / f"shard-{part[0][:16]}", part, [wanted[digest] for digest in part], limits)
+        out[part] = tail_of(vit, vit.tail, tokens.take(part))
+        content = b"".join(bytes.fromhex(digests[row]) for row in part)
+        images = np.frombuffer(content, dtype=np.uint8).reshape(len(part), -1)
+        write_arrays(shelf / f"{sha256_bytes(content)[:32]}.safetensors", {"images": images, "tail": out[part]})
         progress.at(start + len(part))
-    return _assemble(store, _index(store), tuple(wanted), vit.trunk_width)
+    return out
 
 
-def _index(store: Path) -> dict[str, tuple[str, int]]:
-    return {
-        str(digest): (shard.name, row)
-        for shard in sorted(store.glob("shard-*"))
-        for row, digest in enumerate(read_table(shard / "index.parquet")["sha256"])
-    }
-
-
-def _write_shard(vit: Vit, shard: Path, digests: Sequence[str], paths: Sequence[Path], limits: Limits) -> None:
-    tokens, h0 = [], []
-    for pixels in pixel_batches(paths, vit.image_size, limits, BATCH):
-        with torch.inference_mode(), autocast(vit):
-            after, trunk = vit.trunk(pixels)
-            half = after.half()
-            h0.append(torch.cat([trunk.float(), vit.tail(half.float())], dim=1).cpu().numpy())
-            tokens.append(half.cpu().numpy())
-    with atomic_folder(shard) as temporary:
-        np.save(temporary / "tokens.npy", np.concatenate(tokens))
-        np.save(temporary / "h0.npy", np.concatenate(h0).astype(np.float32))
-        write_table(temporary / "index.parquet", pd.DataFrame({"sha256": list(digests)}))
-
-
-def _assemble(store: Path, index: dict[str, tuple[str, int]], digests: tuple[str, ...], trunk_width: int) -> Corpus:
-    names = sorted({index[digest][0] for digest in digests})
-    number = {name: position for position, name in enumerate(names)}
-    shard = np.array([number[index[digest][0]] for digest in digests], dtype=np.int64)
-    place = np.array([index[digest][1] for digest in digests], dtype=np.int64)
-    tokens = tuple(np.load(store / name / "tokens.npy", mmap_mode="r", allow_pickle=False) for name in names)
-    tables = [np.load(store / name / "h0.npy", mmap_mode="r", allow_pickle=False) for name in names]
-    h0 = np.empty((len(digests), tables[0].shape[1]), dtype=np.float32)
-    for position, table in enumerate(tables):
-        h0[shard == position] = table[place[shard == position]]
-    return Corpus(digests, h0, trunk_width, tokens, shard, place)
+def _key(vit: Vit) -> str:
+    """What a tail's output depends on beside the image."""
+    facts = (vit.sha256, vit.trunk_depth, vit.depths, len(vit.blocks), vit.image_size, vit.half, vit.device.type)
+    return sha256_bytes(repr(facts).encode())[:20]

@@ -28,6 +28,7 @@ from components.lab.episode import Caps, make_episode
 from components.lab.registry import Settings, recipe
 from components.lab.stream import Declared
 from components.lab.workshop import Workshop
+from components.trunk_cache import TrunkCache
 
 _MAKERS = ("cell", "corpus", "episode", "flat", "method", "registry", "retrieved", "rivals", "signatures", "workshop")
 
@@ -109,7 +110,8 @@ class Bench:
         vit = load_vit(self.laboratory.root / "models/backbone", config.backbone, config.embedding.depths, device)
         images = self.table.drop_duplicates("sha256")
         paths = [folder / path for path in images["path"]]
-        return open_corpus(vit, self.laboratory.folder / "corpus", images["sha256"].tolist(), paths, limits)
+        cache = TrunkCache.of(self.laboratory.root, config.cache)
+        return open_corpus(vit, self.laboratory.folder / "corpus", images["sha256"].tolist(), paths, limits, cache)
 
     def _place(self, kind: str, cell: Cell) -> Path:
         """A file named after all that the cell's result follows from, its code included."""

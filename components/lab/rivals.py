@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from components import modules, train
-from components.backbone import Vit, autocast
+from components.backbone import Vit
 from components.checkpoint import Checkpoints
 from components.config import BASE
-from components.embed import BATCH, Embeddings
-from components.lab.corpus import Images, Indices
+from components.embed import Embeddings
+from components.lab.corpus import Images, Indices, tail_of
 from components.lab.episode import Labelled, TaskData
 from components.lab.flat import Scorer
 from components.lab.method import Answer
@@ -49,13 +48,8 @@ class OneLora:
     def embed(self, images: Images) -> Embeddings:
         """Under the LoRA as it is now, (n, d)."""
         assert self._vit is not None  # a representation is asked after it has learned a task
-        parts = []
-        for start in range(0, len(images), BATCH):
-            rows = images.rows[start : start + BATCH]
-            tokens = torch.from_numpy(images.corpus.tokens(rows)).to(self._vit.device).float()
-            with torch.inference_mode(), autocast(self._vit):
-                parts.append(self._vit.tail(tokens).float().cpu().numpy())
-        return np.concatenate([images.h0[:, : images.corpus.trunk_width], np.concatenate(parts)], axis=1)
+        tail = tail_of(self._vit, self._vit.tail, images.tokens)
+        return np.concatenate([images.h0[:, : images.corpus.trunk_width], tail], axis=1)
 
     def stored_bytes(self) -> int:
         """One pair of factors per layer."""

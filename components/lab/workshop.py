@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from components import modules, train
-from components.backbone import Vit, autocast, choose_device, load_vit
+from components.backbone import Vit, choose_device, load_vit
 from components.checkpoint import Checkpoints
 from components.config import BASE, Config
-from components.embed import BATCH, Embeddings
+from components.embed import Embeddings
 from components.engine import Engine
 from components.io import read_json, sha256_bytes, sha256_file, write_json
-from components.lab.corpus import Images
+from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
@@ -116,19 +117,17 @@ class Workshop:
 
     def _tail(self, name: str, images: Images) -> Embeddings:
         engine = Engine.load(self.fresh_vit(), self._modules, [name])
-        parts = []
-        for start in range(0, len(images), BATCH):
-            rows = images.rows[start : start + BATCH]
-            tokens = torch.from_numpy(images.corpus.tokens(rows)).to(engine.vit.device).float()
-            with torch.inference_mode(), autocast(engine.vit):
-                embedded = engine.embed(name, tokens, tokens.new_zeros(len(rows), engine.vit.trunk_width))
-            parts.append(embedded[:, engine.vit.trunk_width :].float().cpu().numpy())
-        return np.concatenate(parts)
+        width = engine.vit.trunk_width
+
+        def tail(tokens: Tensor) -> Tensor:
+            return engine.embed(name, tokens, tokens.new_zeros(len(tokens), width))[:, width:]
+
+        return tail_of(engine.vit, tail, images.tokens)
 
 
 def split_of(part: Labelled) -> train.Split:
     """What the training loop takes."""
-    return train.Split(part.images.corpus.tokens(part.images.rows), torch.from_numpy(part.labels))
+    return train.Split(part.images.tokens, torch.from_numpy(part.labels))
 
 
 @dataclass

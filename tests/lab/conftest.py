@@ -22,6 +22,7 @@ from components.weights import convert
 
 PARAMS = """
 seed: 0
+cache: {max_gb: 1.0}
 device: cpu
 fetch: {tasks: [], images_per_class: 10}
 data: {val_fraction: 0.2, test_fraction: 0.25, max_pixels: 1000000, max_bytes: 1000000, min_side: 8,
