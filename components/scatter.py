@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ class CompactScatter:
     def matrix(self) -> Matrix:
         """The scatter (d, d) that it stands for."""
         directions = self.directions * self.step[:, None].astype(np.float64)
-        return cast(Matrix, (directions.T * self.energy) @ directions + np.diag(self.rest.astype(np.float64)))
+        return (directions.T * self.energy) @ directions + np.diag(self.rest.astype(np.float64))
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""

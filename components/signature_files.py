@@ -16,12 +16,12 @@ def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> No
     """Store a signature under `folder`/<task>: its scatter as a factor model of `scatter_rank` directions."""
     mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
     scatter = CompactScatter.of(statistics.scatter, scatter_rank)
-    means = {"counts": statistics.counts, "means": statistics.means.astype(np.float16)}
+    means: Arrays = {"counts": statistics.counts, "means": statistics.means.astype(np.float16)}
     with atomic_folder(folder / signature.task) as temporary:
         write_arrays(temporary / "shared.safetensors", means | scatter.to_arrays())
         write_arrays(temporary / "mixture.safetensors", _mixture_arrays(mixture))
         # In the space of the embeddings, for people to look at.
-        centroids = {"centroids": mixture.centroids.astype(np.float32), "weights": mixture.weights}
+        centroids: Arrays = {"centroids": mixture.centroids.astype(np.float32), "weights": mixture.weights}
         write_arrays(temporary / "centroids.safetensors", centroids)
         write_support(temporary / "support.safetensors", signature.support)
         if signature.trunk_support:

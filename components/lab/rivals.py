@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from components import modules, train
+from components import adapt, train
 from components.backbone import Vit
 from components.checkpoint import Checkpoints
 from components.config import BASE
@@ -30,7 +30,7 @@ class OneLora:
     workshop: Workshop
     seed: int
     _vit: Vit | None = None
-    _trained: modules.Trainable | None = None
+    _trained: adapt.Trainable | None = None
     _bytes: int = 0
 
     def learn(self, task: TaskData) -> None:
@@ -38,7 +38,7 @@ class OneLora:
         settings = self.workshop.config.finetune
         if self._vit is None or self._trained is None:
             self._vit = self.workshop.fresh_vit()
-            self._trained = modules.attach(self._vit, {}, settings, self.seed)
+            self._trained = adapt.attach(self._vit, {}, settings, self.seed)
         learned, held_out = split_of(task.train), split_of(task.val)
         lesson = train.Lesson(task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed)
         # What it learns depends on all tasks before, in this order: no checkpoint of it is of use to anyone else.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from components import modules, train
+from components import adapt, modules, train
 from components.backbone import Vit, choose_device, load_vit
 from components.checkpoint import Checkpoints
 from components.config import BASE, Config
@@ -83,7 +83,7 @@ class Workshop:
     @cached_property
     def _base(self) -> str:
         """The frozen backbone, by what its files say, and the code that trains on it."""
-        code = [sha256_file(Path(str(module.__file__))) for module in (modules, train)]
+        code = [sha256_file(Path(str(module.__file__))) for module in (adapt, modules, train)]
         backbone = sha256_file(self.root / "models/backbone/backbone.safetensors")
         return json.dumps([code, backbone, self.config.backbone.model_dump(), self.config.embedding.depths])
 
@@ -97,13 +97,15 @@ class Workshop:
 
     def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
         settings, vit = self.config.finetune, self.fresh_vit()
-        trained = modules.attach(vit, modules.read_past(self._modules, previous, settings.past_budget), settings, seed)
+        past = modules.read_past(self._modules, previous, settings.past_budget)
+        trained = adapt.attach(vit, past, settings, seed)
         checkpoints = Checkpoints.open(self.folder, name, {})
         lesson = train.Lesson(
             name, vit, trained, split_of(task.train), split_of(task.val), task.classes, settings, seed
         )
         train.train(lesson, checkpoints)
-        modules.write_module(self._modules, name, previous, trained, vit, settings)
+        component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
+        modules.write_module(self._modules, name, previous, component, reuse, past, vit, settings.max_rank)
         checkpoints.clear()
 
     def _remember(self, name: str, images: int, width: int) -> _Memory:
