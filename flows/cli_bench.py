@@ -12,11 +12,6 @@ from components.errors import IntaglioError
 bench = typer.Typer(help="Measure.", no_args_is_help=True)
 
 
-@bench.callback()
-def _bench() -> None:
-    """Keep `inference` a command of its own while it is the only one."""
-
-
 @bench.command()
 def inference(
     report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
@@ -39,3 +34,20 @@ def inference(
         raise IntaglioError(f"--tasks {counts!r}: expected numbers of at least 1")
     found = bench_inference(find_root(), numbers, images, rounds, memory)
     write_json(report, found | {"retrieval": bench_retrieval(find_root())})
+
+
+@bench.command()
+def train(
+    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
+    blocks: Annotated[int, typer.Option(min=1, help="Last blocks that carry modules.")] = 4,
+    images: Annotated[int, typer.Option(min=2, help="Images to train on, at most.")] = 512,
+    epochs: Annotated[int, typer.Option(min=2, help="Epochs of every way; the first is counted apart.")] = 4,
+    tasks: Annotated[int, typer.Option(min=0, help="Measure the cost of task t up to this one.")] = 50,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
+) -> None:
+    """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
+    from components.bench_train import bench_train
+    from components.io import write_json
+    from flows.settings import find_root
+
+    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory))
