@@ -69,7 +69,7 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
         print(f"finetune {lesson.task}: goes on after step {state.step} of {lesson.steps}", flush=True)
     progress = Progress(f"finetune {lesson.task}: epochs", settings.epochs, every=0)
     while not _finished(state, settings):
-        epoch = _train_epoch(lesson, state, checkpoints)
+        epoch = train_epoch(lesson, state, checkpoints)
         progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
     state.take_best()
     return state.history
@@ -82,7 +82,7 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
     return done - min(state.history, key=merit).epoch >= settings.patience
 
 
-def _train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
+def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
     """The rest of the epoch that `state` stands in, and its validation."""
     number = len(state.history) + 1
     for tokens, labels in _batches(lesson, lesson.train, state.order[state.position :]):
@@ -108,13 +108,38 @@ def _step(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) 
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
-    loss = _loss(lesson, state.head, tokens, labels)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = _gradients(lesson, state, tokens, labels)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
-    return float(loss.detach())
+    return loss
+
+
+def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) -> float:
+    """The loss of a batch and its gradients, in parts where the device has no memory for all of it at once.
+
+    The gradients of the parts add up to those of the batch, so that the memory changes only their last bits.
+
+    Raises:
+        IntaglioError: the memory does not even hold one image.
+    """
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            total = 0.0
+            for part, answers in zip(tokens.split(state.part), labels.split(state.part), strict=True):
+                loss = _loss(lesson, state.head, part, answers) * (len(answers) / len(labels))
+                loss.backward()
+                total += float(loss.detach())
+            return total
+        except torch.OutOfMemoryError:
+            held = min(state.part, len(labels))
+            if held == 1:
+                raise _too_large(lesson) from None
+        state.part = (held + 1) // 2  # outside the handler, whose traceback would keep the failed part in memory
+        print(f"finetune {lesson.task}: out of memory, going on with {state.part} images at once", flush=True)
+        if lesson.vit.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -153,6 +178,13 @@ def rate(step: int, steps: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _too_large(lesson: Lesson) -> IntaglioError:
+    return IntaglioError(
+        f"task {lesson.task!r}: {lesson.vit.device} has too little memory to train on a single image; "
+        "lower backbone.adapted_blocks or backbone.image_size, or set device: cpu"
+    )
 
 
 def _not_finite(lesson: Lesson, epoch: int, step: int) -> IntaglioError:
