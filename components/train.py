@@ -19,6 +19,8 @@ from components.errors import IntaglioError
 from components.training_state import Epoch, TrainingState, merit
 from components.trunk_cache import Tokens
 
+_DIVERGED = 2.0  # times the loss of a guess
+
 
 @dataclass(frozen=True)
 class Split:
@@ -59,7 +61,7 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
     with the same number of threads, the values in the end are the same to the last bit.
 
     Raises:
-        IntaglioError: the loss is not finite.
+        IntaglioError: the loss is not finite, or training diverged.
     """
     settings, vit = lesson.settings, lesson.vit
     parameters = lesson.trained.parameters()
@@ -71,6 +73,7 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
     while not _finished(state, settings):
         epoch = train_epoch(lesson, state, checkpoints)
         progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
+    _check_learned(lesson, state.history)
     state.take_best()
     return state.history
 
@@ -185,6 +188,27 @@ def _too_large(lesson: Lesson) -> IntaglioError:
         f"task {lesson.task!r}: {lesson.vit.device} has too little memory to train on a single image; "
         "lower backbone.adapted_blocks or backbone.image_size, or set device: cpu"
     )
+
+
+def _check_learned(lesson: Lesson, history: list[Epoch]) -> None:
+    """Refuse a module from a training that diverged: all its epochs are then noise, the best one included.
+
+    The head starts at zero, so the loss starts at log(classes), what a guess has. A rate that is merely high brings it
+    below that in the end, when the schedule has lowered it.
+    """
+    guess, last = math.log(lesson.classes), history[-1]
+    if last.train_loss > _DIVERGED * guess:
+        settings = lesson.settings
+        raise IntaglioError(
+            f"task {lesson.task!r}: training diverged: after {last.epoch} epochs the loss is {last.train_loss:.3g}, "
+            f"where a guess has {guess:.3g}; lower finetune.learning_rate (now {settings.learning_rate:g}) "
+            f"or finetune.head_learning_rate (now {settings.head_learning_rate:g})"
+        )
+    if min(epoch.train_loss for epoch in history) > guess:
+        print(
+            f"warning: task {lesson.task!r}: the loss never fell below a guess's ({guess:.3g}); see its curve",
+            flush=True,
+        )
 
 
 def _not_finite(lesson: Lesson, epoch: int, step: int) -> IntaglioError:
