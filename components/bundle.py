@@ -10,7 +10,7 @@ from components.config import Config
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_json, sha256_file, write_arrays, write_json
 from components.shortlist import TaskFinder
-from components.signature import read_signature
+from components.signature_files import read_signature
 
 INDEX = "bundle.json"
 RETRIEVAL = "retrieval.safetensors"

@@ -174,8 +174,9 @@ def _finish(server: Server, template: Template, root: Path, flow: bool) -> Itera
     yield from (f"left behind: {path.name}" for path in root.glob(".intaglio/checkpoints/*"))
     yield from (f"orphan: {line}" for line in left_after(root, _GRACE_SECONDS))
     yield from _registry(root)
-    if server.dvc(root, "repro") != 0 or "Running stage" in (said := server.said()):
-        yield f"a stage was not recorded as done: {said[-500:]}"
+    status, said = server.dvc(root, "repro"), server.said()
+    if status != 0 or "Running stage" in said:
+        yield f"afterwards `dvc repro` ended with {status}: {said[-500:]}"
 
 
 def _registry(root: Path) -> Iterator[str]:

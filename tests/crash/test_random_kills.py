@@ -22,7 +22,6 @@ def template(clean_template: World) -> Template:
 def test_whatever_is_killed_the_end_is_the_same(
     server: Server, template: Template, tmp_path: Path, number: int
 ) -> None:
-    seed = f"{datetime.date.today()}/{number}"
-    result = play(server, template, tmp_path / "project", random.Random(seed), flow=False)
-    assert result.problems == [], (seed, result)
-    assert result.kills > 0, (seed, result)
+    result = play(server, template, tmp_path / "project", random.Random(f"short/{number}"), flow=False)
+    assert result.problems == [], result
+    assert result.kills > 0, result
