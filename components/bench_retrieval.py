@@ -22,7 +22,8 @@ from components.embed import BATCH, Embeddings
 from components.engine import Engine, embed_pixels
 from components.retrieve import Matrix, PooledRetriever, shrunk_covariance
 from components.search import CoarseSearch
-from components.signature import Statistics, read_signature
+from components.signature import Statistics
+from components.signature_files import read_signature
 
 TASKS = (100, 1000, 10_000)
 

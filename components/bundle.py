@@ -10,7 +10,7 @@ from components.config import Config
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_json, sha256_file, write_arrays, write_json
 from components.shortlist import TaskFinder
-from components.signature import read_signature
+from components.signature_files import read_signature
 
 INDEX = "bundle.json"
 RETRIEVAL = "retrieval.safetensors"
@@ -51,6 +51,17 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in filter(lambda name: (source / name).exists(), names):  # not every trunk has a support
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name)
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells a bundle from every other one: the sha256 of its index, which holds that of every file.
+
+    Raises:
+        IntaglioError: it is no bundle.
+    """
+    if not (folder / INDEX).is_file():
+        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
+    return sha256_file(folder / INDEX)
 
 
 def verify_bundle(folder: Path) -> None:

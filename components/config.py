@@ -96,11 +96,12 @@ class Finetune(_Section):
 
 
 class Signature(_Section):
-    """The Dirichlet-process Gaussian mixture of docs/method.md."""
+    """The Dirichlet-process Gaussian mixture of docs/method.md, and how much of the scatter is kept."""
 
     components: Positive
     pca_dims: Positive
     weight_concentration: Annotated[float, Field(gt=0)]
+    scatter_rank: Positive
 
 
 class Retrieval(_Section):
@@ -114,12 +115,14 @@ class Shortlist(_Section):
     """Which tasks stay in question for an image: those whose conformal p-value is above epsilon, at most `cap`.
 
     The trunk alone decides where its best task leads by `early_margin` nats and its p-value there is above `early_p`.
+    `temperature` divides the task scores in p(k|x).
     """
 
     epsilon: Share
     cap: Positive
     early_margin: Annotated[float, Field(ge=0)]
     early_p: Share
+    temperature: Annotated[float, Field(gt=0)]
 
 
 class Gates(_Section):

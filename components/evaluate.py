@@ -59,8 +59,10 @@ def retrieve(scored: Scored, config: Config, known: int) -> tuple[Found, Matrix,
 
 def retrieve_exactly(scored: Scored, config: Config, rule: str) -> Indices:
     """The retrieved task (n,) with every task scored in full: what `retrieve` is held against."""
-    soft = config.retrieval.prediction == "soft"
-    return choose_task(scored.scores(rule, len(scored.signatures)), scored.confidence if soft else None)
+    scores = scored.scores(rule, len(scored.signatures))
+    if config.retrieval.prediction == "hard":
+        return choose_task(scores)
+    return choose_task(scores / config.shortlist.temperature if rule == "pooled" else scores, scored.confidence)
 
 
 def accuracy_matrix(scored: Scored, config: Config) -> list[list[float]]:

@@ -22,7 +22,8 @@ from components.images import Limits, to_square
 from components.io import read_arrays, read_json
 from components.retrieve import log_posterior
 from components.shortlist import Found, Indices, Mask, Matrix, TaskFinder, Vector
-from components.signature import Classifier, Mixture, read_classifier, read_mixture
+from components.signature import Classifier, Mixture
+from components.signature_files import read_classifier, read_mixture
 
 _LIKELY = 5  # tasks whose p-values a prediction names
 

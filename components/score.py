@@ -18,7 +18,8 @@ from components.images import Limits
 from components.manifest import read_manifest, split_of
 from components.retrieve import PooledRetriever
 from components.shortlist import Found, TaskFinder
-from components.signature import Embeddings, Signature, read_signature
+from components.signature import Embeddings, Signature
+from components.signature_files import read_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
 
 Matrix = NDArray[np.float64]

@@ -18,7 +18,8 @@ from scipy.special import logsumexp
 from components.config import Shortlist as Settings
 from components.io import Arrays
 from components.retrieve import LinearRetriever, PooledRetriever, log_posterior
-from components.signature import Embeddings, Mixture, Signature, Support, read_support
+from components.signature import Embeddings, Mixture, Signature, Support
+from components.signature_files import read_support
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -209,7 +210,7 @@ class TaskFinder:
             task=best,
             unknown=np.logical_not(in_question.any(axis=1)),
             shortlist=chosen | (in_question & (order.argsort(axis=1) < self.settings.cap)),
-            log_posterior=log_posterior(scores),
+            log_posterior=log_posterior(scores / self.settings.temperature),
             p_value=p_values.max(axis=1),
             p_values=p_values,
             early=np.zeros(len(h0), dtype=bool),
@@ -229,7 +230,8 @@ class TaskFinder:
             p_values[each, best] = p_value
             early = (p_value > self.settings.early_p) & (lead(scores) >= self.settings.early_margin)
         shortlist, no = np.arange(tasks) == best[:, None], np.zeros(count, dtype=bool)
-        return Found(best, no.copy(), shortlist, log_posterior(scores), p_value, p_values, early, no.copy())
+        log_task = log_posterior(scores / self.settings.temperature)
+        return Found(best, no.copy(), shortlist, log_task, p_value, p_values, early, no.copy())
 
 
 def lead(scores: Matrix) -> Vector:

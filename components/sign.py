@@ -13,7 +13,8 @@ from components.engine import Engine, embed_images
 from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
-from components.signature import Classifier, Labels, Mixture, Signature, Statistics, Support, write_signature
+from components.signature import Classifier, Labels, Mixture, Signature, Statistics, Support
+from components.signature_files import write_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
 
 
@@ -35,17 +36,19 @@ def sign(root: Path, config: Config, task: str) -> None:
         outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
         h[name] = embed_images(engine, *outputs, (None, task), what)
     train, val, width = h["train"][None], h["val"][None], vit.trunk_width
-    classifier = Classifier.fit(h["train"][task], labels["train"], len(classes))
+    every, all_labels = np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]])
+    adapted = {name: h[name][task][:, width:] for name in h}  # the rest is the same in all tasks, and retrieves
+    classifier = Classifier.fit(adapted["train"], labels["train"], len(classes))
     signature = Signature(
         task,
         classes,
-        Statistics.fit(train, labels["train"], len(classes)),
-        Mixture.fit(h["train"][task], config.signature, config.seed),
+        Statistics.fit(every, all_labels, len(classes)),
+        Mixture.fit(h["train"][task], config.signature, config.seed).rounded(),
         Support.fit(train, val, config.signature, config.seed),
         Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
-        classifier.calibrated(h["val"][task], labels["val"]),
+        classifier.calibrated(adapted["val"], labels["val"]),
     )
-    write_signature(root / "models/signatures", signature)
+    write_signature(root / "models/signatures", signature, config.signature.scatter_rank)
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -18,7 +17,6 @@ from sklearn.mixture import BayesianGaussianMixture
 
 from components.config import Signature as Settings
 from components.conformal import Calibration
-from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
 
 Embeddings = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -96,9 +94,13 @@ class Mixture:
         return self.means @ self.axes + self.center
 
     def rounded(self) -> Mixture:
-        """The same with every number as float32 keeps it: what is stored is exactly what was calibrated."""
-        arrays = (self.weights, self.means, self.variances, self.center, self.axes, np.array(self.noise))
-        weights, means, variances, center, axes, noise = (x.astype(np.float32).astype(np.float64) for x in arrays)
+        """The same with every number as files keep it, so that what is stored is exactly what was calibrated.
+
+        The axes in float16, all else in float32.
+        """
+        arrays = (self.weights, self.means, self.variances, self.center, np.array(self.noise))
+        weights, means, variances, center, noise = (x.astype(np.float32).astype(np.float64) for x in arrays)
+        axes = self.axes.astype(np.float16).astype(np.float64)
         return Mixture(weights, means, variances, center, axes, float(noise))
 
     def log_density(self, h: Embeddings) -> Vector:
@@ -115,7 +117,10 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Linear discriminant analysis, shrunk covariance: coef (C, d), intercept (C,), temperature of its softmax."""
+    """Linear discriminant analysis, shrunk covariance: coef (C, p), intercept (C,), temperature of its softmax.
+
+    It reads the last p coordinates of an embedding: all of it, or only those that a module adapts.
+    """
 
     coef: Matrix
     intercept: Vector
@@ -149,11 +154,11 @@ class Classifier:
         return Classifier(self.coef, self.intercept, float(np.exp(found.x)))
 
     def log_probabilities(self, h: Embeddings) -> Matrix:
-        """log p(c | x, k) of embeddings h (n, d), (n, C)."""
+        """log p(c | x, k) of embeddings h (n, d), d >= p, (n, C)."""
         return cast(Matrix, log_softmax(self._scores(h) / self.temperature, axis=1))
 
     def _scores(self, h: Embeddings) -> Matrix:
-        return h.astype(np.float64) @ self.coef.T + self.intercept
+        return h[:, -self.coef.shape[1] :].astype(np.float64) @ self.coef.T + self.intercept
 
 
 @dataclass(frozen=True)
@@ -185,116 +190,3 @@ class Signature:
     support: Support
     trunk_support: Support | None
     classifier: Classifier
-
-
-def write_signature(folder: Path, signature: Signature) -> None:
-    """Store a signature under `folder`/<task>, the centroids in a file of their own."""
-    mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
-    upper = np.triu_indices(len(statistics.scatter))
-    with atomic_folder(folder / signature.task) as temporary:
-        write_arrays(
-            temporary / "shared.safetensors",
-            {
-                "counts": statistics.counts,
-                "means": statistics.means.astype(np.float32),
-                "scatter": statistics.scatter[upper].astype(np.float32),
-            },
-        )
-        # The mixture's means stand in the centroids' file alone: it is the one that people look at.
-        arrays = _mixture_arrays(mixture)
-        centroids = {"centroids": arrays.pop("centroids"), "weights": arrays.pop("weights")}
-        write_arrays(temporary / "mixture.safetensors", arrays)
-        write_arrays(temporary / "centroids.safetensors", centroids)
-        write_support(temporary / "support.safetensors", signature.support)
-        if signature.trunk_support:
-            write_support(temporary / "trunk_support.safetensors", signature.trunk_support)
-        write_classifier(temporary, classifier)
-        facts = {"task": signature.task, "classes": signature.classes, "centroids": len(mixture.weights)}
-        write_json(temporary / "signature.json", facts)
-
-
-def write_support(path: Path, support: Support) -> None:
-    """Store a support, whose mixture is `rounded`, in float32."""
-    mixture = support.mixture
-    arrays = {
-        "weights": mixture.weights,
-        "means": mixture.means,
-        "variances": mixture.variances,
-        "center": mixture.center,
-        "axes": mixture.axes,
-        "noise": np.array([mixture.noise]),
-    }
-    single = {name: array.astype(np.float32) for name, array in arrays.items()}
-    write_arrays(path, single | {"held_out_scores": support.calibration.scores})
-
-
-def write_classifier(folder: Path, classifier: Classifier) -> None:
-    """Store a classifier in `folder`."""
-    arrays: Arrays = {"coef": classifier.coef.astype(np.float32), "intercept": classifier.intercept}
-    write_arrays(folder / "classifier.safetensors", arrays | {"temperature": np.array([classifier.temperature])})
-
-
-def read_signature(folder: Path, task: str) -> Signature:
-    """The signature under `folder`/<task>.
-
-    Raises:
-        IntaglioError: a file is missing or damaged.
-    """
-    facts = read_json(folder / task / "signature.json")
-    shared = read_arrays(folder / task / "shared.safetensors")
-    width = shared["means"].shape[1]
-    scatter = np.zeros((width, width))
-    scatter[np.triu_indices(width)] = shared["scatter"]
-    scatter = scatter + np.triu(scatter, 1).T
-    statistics = Statistics(shared["counts"], shared["means"].astype(np.float64), scatter)
-    return Signature(
-        task,
-        tuple(facts["classes"]),
-        statistics,
-        read_mixture(folder / task),
-        read_support(folder / task / "support.safetensors"),
-        read_support(trunk) if (trunk := folder / task / "trunk_support.safetensors").exists() else None,
-        read_classifier(folder / task),
-    )
-
-
-def read_mixture(folder: Path) -> Mixture:
-    """The mixture of a signature's folder."""
-    return _mixture(read_arrays(folder / "mixture.safetensors") | read_arrays(folder / "centroids.safetensors"))
-
-
-def read_support(path: Path) -> Support:
-    """The inverse of `write_support`.
-
-    Raises:
-        IntaglioError: the file is missing or damaged.
-    """
-    arrays = read_arrays(path)
-    weights, means, variances, center, axes, noise = (
-        arrays[name].astype(np.float64) for name in ("weights", "means", "variances", "center", "axes", "noise")
-    )
-    mixture = Mixture(weights, means, variances, center, axes, float(noise[0]))
-    return Support(mixture, Calibration(arrays["held_out_scores"]))
-
-
-def _mixture_arrays(mixture: Mixture) -> Arrays:
-    return {
-        "weights": mixture.weights,
-        "centroids": mixture.centroids,
-        "variances": mixture.variances,
-        "center": mixture.center,
-        "axes": mixture.axes,
-        "noise": np.array([mixture.noise]),
-    }
-
-
-def _mixture(arrays: Arrays) -> Mixture:
-    means = (arrays["centroids"] - arrays["center"]) @ arrays["axes"].T
-    noise = float(arrays["noise"][0])
-    return Mixture(arrays["weights"], means, arrays["variances"], arrays["center"], arrays["axes"], noise)
-
-
-def read_classifier(folder: Path) -> Classifier:
-    """The classifier of a signature's folder."""
-    arrays = read_arrays(folder / "classifier.safetensors")
-    return Classifier(arrays["coef"].astype(np.float64), arrays["intercept"], float(arrays["temperature"][0]))

@@ -19,7 +19,8 @@ from components.bundle import write_bundle
 from components.config import Config, Task
 from components.io import Arrays, read_arrays, read_json, sha256_file, write_arrays, write_json
 from components.retrieve import shrunk_covariance
-from components.signature import Mixture, Signature, Statistics, Support, read_signature, write_signature
+from components.signature import Mixture, Signature, Statistics, Support
+from components.signature_files import read_signature, write_signature
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -46,7 +47,7 @@ def stretch(root: Path, config: Config, tasks: int, folder: Path, seed: int = 0)
                 shutil.copytree(root / "models" / kind / name, models / kind / name)
         else:
             name = f"synthetic-{number + 1}"
-            write_signature(models / "signatures", isometry.move(source, name, random))
+            write_signature(models / "signatures", isometry.move(source, name, random), config.signature.scatter_rank)
             _turn_module(root / "models/modules" / source.task, models / "modules" / name, random)
         stream[name] = Task(folder=name, previous="base")
     stretched = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": stream})})

@@ -76,6 +76,10 @@ class Tokens:
             out[here] = self._segments[number].tokens[where[here, 1]]
         return out
 
+    def take(self, rows: Rows) -> Tokens:
+        """The tokens of some of the images, still on disk."""
+        return Tokens(self._segments, self._where[rows])
+
 
 @dataclass(frozen=True)
 class TrunkCache:

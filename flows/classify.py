@@ -1,32 +1,45 @@
-"""`intaglio predict`: which task an image belongs to and what it shows, for files, folders and patterns."""
+"""`intaglio predict`: which task an image belongs to and what it shows, for a few files or a hundred thousand."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.errors import IntaglioError
 
 if TYPE_CHECKING:
-    import PIL.Image
+    from components.bulk import Answer
+    from components.inputs import Inputs
+    from components.predict import Prediction
 
-    from components.predict import Prediction, Predictor
-
-BATCH = 64  # images in memory at a time
+_TABLE = 64  # rows of a table on the terminal
+LOCAL, DASK = "local", "dask"
 
 
 @dataclass(frozen=True)
-class Classified:
-    """One file's prediction, or why there is none."""
+class Request:
+    """What is asked of `intaglio predict`.
 
-    path: Path
-    prediction: Prediction | None
-    error: str = ""
+    workers: processes that decode (engine local) or that predict (engine dask); None: as many as seems good.
+    scheduler: address of a running Dask cluster. output: the file for the results, None for standard output.
+    """
+
+    inputs: Inputs
+    bundle: Path
+    device: str = "auto"
+    top: int = 1
+    force: bool = False
+    engine: str = LOCAL
+    workers: int | None = None
+    scheduler: str | None = None
+    output: Path | None = None
+    resume: bool = False
+    as_lines: bool = False
 
 
 def champion_bundle(root: Path) -> Path:
@@ -48,97 +61,88 @@ def champion_bundle(root: Path) -> Path:
     )
 
 
-def expand(arguments: Sequence[str]) -> Iterator[Path]:
-    """The files that the arguments name: files as they are, folders with all images below, patterns matched.
+def bundle_folder(named: Path | None) -> Path:
+    """The bundle that was named, or the champion's of the project around the current folder.
 
-    A path that does not exist, and a pattern or folder without any file, comes back as it is: it gets its own error.
+    Raises:
+        IntaglioError: there is no such folder, no project or no champion.
     """
-    from components.images import image_files
+    if named is not None:
+        if not named.is_dir():
+            raise IntaglioError(f"{named}: folder not found; a bundle is the folder that the stage `bundle` writes")
+        return named
+    from flows.settings import be_quiet, find_root
 
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            yield from image_files(path) or [path]
-        elif path.exists() or not _is_pattern(path):
-            yield path
-        else:
-            files = [file for match in _matches(path) for file in (image_files(match) if match.is_dir() else [match])]
-            yield from files or [path]
+    root = find_root()
+    be_quiet(root)
+    return champion_bundle(root)
 
 
-def _is_pattern(path: Path) -> bool:
-    return any(character in str(path) for character in "*?[")
+def predict(request: Request) -> int:
+    """Answer a request; returns the exit status.
+
+    Raises:
+        IntaglioError: the request contradicts itself or the disk.
+    """
+    _check(request)
+    if request.output is not None:
+        from flows.classify_file import predict_to_file
+
+        return predict_to_file(request, request.output)
+    failures = show(answered(request, iter(request.inputs)), request.as_lines, request.top)
+    return int(failures > 0)
 
 
-def _matches(pattern: Path) -> list[Path]:
-    try:
-        return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-    except ValueError:  # such as a**b
-        return []
+def answered(request: Request, paths: Iterator[str]) -> Iterator[Answer]:
+    """An answer for every path, in order, by the engine that is asked for."""
+    if request.engine == DASK:
+        from flows.cluster import answers_by_cluster
+
+        yield from answers_by_cluster(request, paths)
+        return
+    from components.bulk import answers
+    from components.decode import Decoders
+    from components.predict import Predictor
+
+    predictor = Predictor.load(request.bundle, device=request.device)
+    with closing(Decoders(predictor.image_size, predictor.limits, request.workers)) as decoders:
+        yield from answers(predictor, decoders.batches(paths), request.top, request.force)
 
 
-def classify(predictor: Predictor, paths: Iterator[Path], top: int, force: bool = False) -> Iterator[Classified]:
-    """Predict file by file, in batches; a file that cannot be used yields its error and stops nothing."""
-    while batch := list(islice(paths, BATCH)):
-        yield from _classify_batch(predictor, batch, top, force)
+def _check(request: Request) -> None:
+    if request.engine not in (LOCAL, DASK):
+        raise IntaglioError(f"--engine {request.engine!r}: expected {LOCAL} or {DASK}")
+    if request.scheduler and request.engine != DASK:
+        raise IntaglioError(f"--scheduler is the address of a Dask cluster; it needs --engine {DASK}")
+    if request.resume and request.output is None:
+        raise IntaglioError("--resume needs --output FILE: what is done is known from there")
+    if request.as_lines and request.output is not None:
+        raise IntaglioError("--json prints to the terminal; for a file, --output FILE.jsonl is enough")
+    request.inputs.check()
 
 
-def _classify_batch(predictor: Predictor, batch: Sequence[Path], top: int, force: bool) -> Iterator[Classified]:
-    from components.images import open_image
-
-    images: list[PIL.Image.Image] = []
-    errors: dict[Path, str] = {}
-    for path in batch:
-        try:
-            images.append(open_image(path, predictor.limits))
-        except (IntaglioError, OSError) as error:
-            errors[path] = _reason(path, error)
-    predictions = iter(predictor.predict(images, top=top, force=force) if images else [])
-    for path in batch:
-        if path in errors:
-            yield Classified(path, None, errors[path])
-        else:
-            yield Classified(path, next(predictions))
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return "no such file, and no file matches" if _is_pattern(path) else "no such file"
-    if path.is_dir():
-        return "no images in this folder"
-    return " ".join(str(error).split()).removeprefix(f"{path}: ")
-
-
-def as_json(result: Classified) -> str:
+def as_json(answer: Answer) -> str:
     """One JSON line."""
-    if result.prediction is None:
-        return json.dumps({"path": str(result.path), "error": result.error})
-    found = result.prediction
-    row = {
-        "path": str(result.path),
-        "task": found.task,
-        "label": found.label,
-        "task_probability": found.task_probability,
-        "probability": found.probability,
-        "p_value": found.p_value,
-        "p_values": dict(found.p_values),
-        "top": [{"task": task, "label": label, "probability": share} for task, label, share in found.top],
-    }
+    from components.bulk import row_of
+
+    row: dict[str, Any] = row_of(answer)
+    if answer.prediction is not None:
+        row["p_values"] = dict(answer.prediction.p_values)
     return json.dumps(row)
 
 
-def show(results: Iterator[Classified], as_lines: bool, top: int) -> int:
-    """Print every result; returns how many files had none."""
+def show(answers: Iterator[Answer], as_lines: bool, top: int) -> int:
+    """Print every answer; returns how many files had no prediction."""
     failures, rows = 0, []
-    for result in results:
-        failures += result.prediction is None
+    for answer in answers:
+        failures += answer.prediction is None
         if as_lines:
-            print(as_json(result), flush=True)
-        elif result.prediction is None:
-            print(f"{result.path}: {result.error}", file=sys.stderr)
+            print(as_json(answer), flush=True)
+        elif answer.prediction is None:
+            print(f"{answer.path}: {answer.error}", file=sys.stderr)
         else:
-            rows.append((str(result.path), result.prediction))
-            if len(rows) == BATCH:
+            rows.append((answer.path, answer.prediction))
+            if len(rows) == _TABLE:
                 _print_table(rows, top)
                 rows.clear()
     if rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -88,33 +87,94 @@ def run() -> None:
 
 @app.command()
 def predict(
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders, or quoted patterns such as 'in/**/*.jpg'.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Image files, folders, or quoted patterns such as 'in/**/*.jpg'; - reads paths from stdin."
+        ),
+    ] = None,
+    listed: Annotated[
+        str | None, typer.Option("--list", help="A list of paths: text, one a line, or .csv, .parquet, .jsonl; or -.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The list's column of paths; default: path, image or file.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write a .parquet, .csv or .jsonl file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that was interrupted.")] = False,
     as_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     top: Annotated[int, typer.Option(min=1, help="How many answers per image.")] = 1,
     bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Guess also where no task knows the image.")] = False,
+    engine: Annotated[str, typer.Option(help="local, or dask: workers on this machine or a cluster.")] = "local",
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that decode, or Dask workers.")] = None,
 ) -> None:
     """Name the task and the class of images, with the champion (or the bundle in a folder).
 
-    An image that no task knows is `unknown`.
+    An image that no task knows is `unknown`. Large jobs: docs/batch.md.
     """
-    from flows.classify import champion_bundle, classify, expand, show
-    from flows.settings import find_root, quiet_environment
+    if not paths and listed is None:
+        raise typer.BadParameter("name images, folders or patterns, or give --list FILE")
+    from components.inputs import Inputs
+    from flows.classify import Request, bundle_folder
+    from flows.classify import predict as classify
 
-    if bundle is None:
-        root = find_root()
-        for name, value in quiet_environment(root).items():
-            os.environ.setdefault(name, value)
-        bundle = champion_bundle(root)
-    elif not bundle.is_dir():
-        raise IntaglioError(f"{bundle}: folder not found; a bundle is the folder that the stage `bundle` writes")
-    from components.predict import Predictor
+    request = Request(
+        Inputs(tuple(paths or ()), listed, column),
+        bundle_folder(bundle),
+        output=output,
+        resume=resume,
+        as_lines=as_lines,
+        top=top,
+        force=force,
+        device=device,
+        engine=engine,
+        scheduler=scheduler,
+        workers=workers,
+    )
+    if status := classify(request):
+        raise typer.Exit(status)
 
-    predictor = Predictor.load(bundle, device=device)
-    failures = show(classify(predictor, expand(paths), top, force), as_lines, top)
-    if failures:
-        raise typer.Exit(1)
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8080,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Images predicted together at most.")] = 32,
+    delay_ms: Annotated[float, typer.Option(min=0, help="How long an image waits for others at most.")] = 5.0,
+    queue: Annotated[int, typer.Option(min=1, help="Images held at most; more are refused with 503.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the champion's alias.")] = 5.0,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Size of a request's body at most.")] = 16.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds of service after SIGTERM, with /health at 503.")] = 1.0,
+    grace: Annotated[float, typer.Option(min=1, help="Seconds that requests have to end after that.")] = 30.0,
+    access_log: Annotated[bool, typer.Option("--access-log", help="One JSON line per request on stderr.")] = False,
+) -> None:
+    """Answer requests over HTTP with the champion, and follow its alias, until SIGTERM."""
+    from flows.settings import be_quiet, find_root
+
+    root = Path.cwd() if bundle else find_root()
+    be_quiet(root)
+    from flows.serving.run import Options
+    from flows.serving.run import serve as serve_until_stopped
+    from flows.serving.served import Champion, Folder
+
+    options = Options(
+        host=host,
+        port=port,
+        batch=batch,
+        delay=delay_ms / 1e3,
+        queue=queue,
+        device=device,
+        poll=poll,
+        max_body=round(max_body_mb * 2**20),
+        drain=drain,
+        grace=grace,
+        access_log=access_log,
+    )
+    serve_until_stopped(options, Folder(bundle) if bundle else Champion(root))
 
 
 @app.command()

@@ -51,3 +51,109 @@ def train(
     from flows.settings import find_root
 
     write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory))
+
+
+@bench.command()
+def serve(
+    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
+    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, max=60, help="Of every turn.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Times that all ways take turns.")] = 3,
+    connections: Annotated[int, typer.Option(min=1, max=256, help="Of the load generator.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Images predicted together at most.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Load the server on this machine, with broken images and two reloads; fails if a request is lost."""
+    from components.io import write_json
+    from flows.classify import champion_bundle
+    from flows.settings import enter, find_root
+
+    root, report = find_root(), report.absolute()
+    bundle = bundle.absolute() if bundle else None
+    enter(root)
+    from flows.serving.bench import Settings, bench_serve
+
+    found = bench_serve(root, bundle or champion_bundle(root), Settings(seconds, rounds, connections, batch, device))
+    write_json(report, found)
+    if found["failures"]:
+        raise IntaglioError("\n".join(found["failures"]))
+
+
+Data = Annotated[list[Path] | None, typer.Option("--data", help="Folder of zips or image folders; may be repeated.")]
+Streams = Annotated[str, typer.Option("--stream", help="Names or YAML files, separated by commas.")]
+
+
+@bench.command()
+def stream(
+    name: Annotated[str, typer.Argument(help="A stream's name, or the path of a YAML file.")],
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write it; default: .intaglio/lab/streams/NAME.")] = None,
+) -> None:
+    """Build a stream of the laboratory: one folder of images per task, as `intaglio task add` takes them."""
+    from components.images import Limits
+    from components.lab.build import build_stream
+    from components.lab.stream import load_stream
+    from flows.quality import laboratory
+    from flows.settings import find_root
+
+    lab, declared = laboratory(find_root(), data or []), load_stream(name)
+    folder = out or lab.folder / "streams" / declared.name
+    table = build_stream(declared, lab.data, folder, Limits.of(lab.config.data))
+    for task, own in table.groupby("task", sort=False):
+        counts = own["split"].value_counts()
+        print(f"{task:<24} {own['label'].nunique():>4} classes, {counts['train']} + {counts.get('test', 0)} images")
+    print(f"{table['task'].nunique()} tasks in {folder}")
+
+
+@bench.command()
+def quality(
+    streams: Streams,
+    methods: Annotated[str, typer.Option("--method", help="Names separated by commas, `frozen` or `all`.")] = "frozen",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds: other splits, other starts.")] = 3,
+    orders: Annotated[int, typer.Option(min=1, help="Orders of the tasks; the first is the declared one.")] = 3,
+    train_images: Annotated[int | None, typer.Option(min=4, help="Of each task at most, validation included.")] = None,
+    test_images: Annotated[int | None, typer.Option(min=1, help="Of each task at most.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="As finetune.rank=4; may be repeated.")] = None,
+    data: Data = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the seeds.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the tables; default: .intaglio/lab/results.")] = None,
+    report: Annotated[Path | None, typer.Option("--json", help="Also write this run's rows to a file.")] = None,
+    with_theory: Annotated[bool, typer.Option("--theory", help="Also the theory's promises beside practice.")] = False,
+    log: Annotated[bool, typer.Option(help="Log every cell to MLflow.")] = True,
+) -> None:
+    """Compare methods on streams: a grid of seeds and orders. What is finished is kept; run again after a kill."""
+    from components.io import write_json
+    from components.lab.episode import Caps
+    from components.lab.tables import summary_lines
+    from flows.quality import Request, chosen_methods, log_rows, write_theory
+    from flows.quality import quality as run_quality
+    from flows.settings import enter, find_root
+
+    root, out, report = find_root(), out and out.resolve(), report and report.resolve()
+    given = tuple(folder.resolve() for folder in data or [])
+    enter(root)
+    caps = Caps(train_images, test_images)
+    names = tuple(streams.split(","))
+    request = Request(names, chosen_methods(methods), seeds, orders, caps, tuple(settings or ()), given, jobs)
+    rows = run_quality(root, request, folder := out or root / ".intaglio/lab/results")
+    if with_theory:
+        write_theory(root, request, folder)
+    if report:
+        write_json(report, {"rows": rows.to_dict("records")})
+    if log:
+        log_rows(root, rows)
+    print("\n".join(summary_lines(rows)))
+
+
+@bench.command()
+def report(
+    results: Annotated[Path | None, typer.Option(help="Stored results; default: docs/results.")] = None,
+    page: Annotated[Path | None, typer.Option(help="The page to write; default: docs/results.md.")] = None,
+) -> None:
+    """Write docs/results.md, with its figures, from the stored results."""
+    from components.lab.results import write_results
+    from flows.settings import find_root
+
+    root = find_root()
+    for path in write_results(results or root / "docs/results", page or root / "docs/results.md"):
+        print(path)

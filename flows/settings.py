@@ -46,10 +46,15 @@ def quiet_environment(root: Path) -> dict[str, str]:
     }
 
 
-def enter(root: Path) -> None:
-    """Make `root` the current folder and set the environment. Call it before Prefect or MLflow is imported."""
+def be_quiet(root: Path) -> None:
+    """Set the environment of this process. Call it before Prefect or MLflow is imported."""
     for name, value in quiet_environment(root).items():
         os.environ.setdefault(name, value)
+
+
+def enter(root: Path) -> None:
+    """As `be_quiet`, and make `root` the current folder."""
+    be_quiet(root)
     (root / SCRATCH).mkdir(exist_ok=True)
     os.chdir(root)
 

@@ -8,21 +8,26 @@ tests.crash.preloaded` it is a server for the tests, whose own process has used 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib
 import json
 import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.crash.points import Faults, install_in_dvc
+from tests.crash.points import STRUCK, Faults, install_in_dvc
+from tests.crash.processes import descendants
 
+SECOND_WRITER = "SECOND WRITER"  # what a stage prints that finds another process at the same stage
 MODULES = [
     "components.bundle",
     "components.evaluate",
@@ -94,6 +99,19 @@ def stage(arguments: Sequence[str], fault: str = "", report: Path | None = None)
     from components import stages
 
     stages._PARENT = os.getppid()  # measured when this process was another one
+    place = Path(".intaglio/writers")
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "-".join(arguments)).open("w") as writer:
+        try:
+            fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{SECOND_WRITER}: {' '.join(arguments)}", flush=True)
+        return _faulty_stage(arguments, fault, report)
+
+
+def _faulty_stage(arguments: Sequence[str], fault: str, report: Path | None) -> int:
+    from components import stages
+
     faults = Faults(fault)
     faults.install()
     faults.at("begin")
@@ -110,7 +128,9 @@ class _ForkedCommand:
     def __init__(self, command: Sequence[str], *, cwd: str, env: Mapping[str, str], **_: Any) -> None:
         words = shlex.split(command[-1])
         assert words[:3] == ["python", "-m", "components.stages"], words
-        self.pid = fork(lambda: stage(words[3:]), Path(cwd), env, Path(env["CRASH_LOG"]))
+        target, _, fault = env.get("CRASH_STAGE_FAULT", "").partition("=")
+        struck = fault if target == " ".join(words[3:]) else ""
+        self.pid = fork(lambda: stage(words[3:], struck), Path(cwd), env, Path(env["CRASH_LOG"]))
         self.returncode = 0
 
     def communicate(self) -> None:
@@ -128,20 +148,74 @@ def dvc(*arguments: str, fault: str = "") -> int:
     return int(main(list(arguments)))
 
 
+def conclude() -> int:
+    """What `intaglio run` does after the last stage, without Prefect: publish, register, judge, promote."""
+    from components.config import load_config
+    from flows.lock import run_lock
+    from flows.mend import mend
+    from flows.promote import settle
+    from flows.publish import publish
+    from flows.register import register
+    from flows.tracking import connect
+
+    root = Path.cwd()
+    with run_lock(root):
+        mend(root)
+        config, client = load_config(), connect(root)
+        version = register(client, root, config, publish(client, root, config))
+        print(f"version {version}: {settle(client, config.gates, version).verdict}", flush=True)
+    return 0
+
+
+def mended(*arguments: str, fault: str = "") -> int:
+    """What `intaglio run` does before the first stage, and then DVC's command line."""
+    from flows.lock import run_lock
+    from flows.mend import mend
+
+    with run_lock(Path.cwd()):
+        mend(Path.cwd())
+        return dvc(*arguments, fault=fault)
+
+
 def serve() -> None:
-    """Answer requests {root, env, log, fault, and stage or dvc} with {"status": exit status, or minus a signal}."""
+    """Answer requests with {"status": exit status, or minus a signal}.
+
+    A request names root, env, log, fault, and the work: stage, dvc, mended (each with arguments) or conclude. With
+    `after` and `whom` that child is killed after so many seconds: itself, the last process below it, or all of them.
+    """
     preload()
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         pid = fork(partial(_answer, asked), Path(asked["root"]), asked["env"], Path(asked["log"]))
+        if "after" in asked:
+            _strike(pid, asked["after"], asked["whom"], Path(asked["log"]))
         _, status = os.waitpid(pid, 0)
         print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def _strike(pid: int, after: float, whom: str, log: Path) -> None:
+    """SIGKILL after a while, unless the child `pid` ended before; it stays to be waited for."""
+    deadline = time.monotonic() + after
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.005)
+    with log.open("a") as file:
+        file.write(f"{STRUCK}\n")
+    family = [pid, *descendants(pid)]
+    for victim in {"leader": family[:1], "last": family[-1:], "all": family}[whom]:
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
 
 
 def _answer(asked: Mapping[str, Any]) -> int:
     if "dvc" in asked:
         return dvc(*asked["dvc"], fault=asked["fault"])
+    if "mended" in asked:
+        return mended(*asked["mended"], fault=asked["fault"])
+    if "conclude" in asked:
+        return conclude()
     return stage(asked["stage"], asked["fault"], Path(asked["report"]) if asked["report"] else None)
 
 

@@ -31,7 +31,7 @@ SETTINGS = {
         "adapted_blocks": 2,
     },
     "embedding": {"depths": [2, 4]},
-    "finetune": {"rank": 2, "past_budget": 8, "max_rank": 4, "epochs": 2, "batch_size": 32, "learning_rate": 0.01},
+    "finetune": {"rank": 2, "past_budget": 8, "max_rank": 4, "epochs": 3, "batch_size": 16, "learning_rate": 0.01},
     "signature": {"components": 2, "pca_dims": 4},
     "gates": {"min_accuracy_final": 0.0, "min_retrieval_accuracy": 0.0, "max_forgetting": 1.0, "min_coverage": None},
 }
@@ -99,6 +99,7 @@ def environment(root: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DVC_SITE_CACHE_DIR": str(root / ".dvc" / "site"),
         "OMP_NUM_THREADS": "1",
+        "INTAGLIO_CHECKPOINT_SECONDS": "0",  # after every step
     }
 
 

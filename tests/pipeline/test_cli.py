@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import pytest
 from synthetic import Project
-from test_serve_model import FakePredictor, fake_predictor, png  # noqa: F401 - a fixture
+from test_serve_model import png
 
 from components.errors import IntaglioError
 from flows import cli, pipeline, schedule
-from flows.classify import BATCH, champion_bundle, expand
+from flows.classify import champion_bundle
 from flows.cli import run_command
 from flows.server import PrefectServer
 from flows.tracking import aliases, connect
@@ -157,72 +156,6 @@ def test_own_tasks(fresh: Project, tmp_path: Path, capsys: pytest.CaptureFixture
     ]
 
 
-@pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "pictures"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "a.png").write_bytes(png(5))
-    (folder / "deep" / "b.png").write_bytes(png(6))
-    (folder / "bad.png").write_text("not an image")
-    (folder / "notes.txt").write_text("not even an image's name")
-    (tmp_path / "bundle").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return folder
-
-
-@pytest.mark.usefixtures("fake_predictor")
-def test_predict_prints_a_table_and_complains_on_stderr(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["predict", "pictures", "--bundle", "bundle", "--device", "cpu", "--top", "2"]) == 1
-    shown = capsys.readouterr()
-    rows = [line.split() for line in shown.out.splitlines()]
-    assert rows[1] == ["pictures/a.png", "first", "75%", "5", "wide", "50%"]
-    assert rows[2] == ["first", "5", "wide", "50%"]
-    assert rows[3][0] == "pictures/deep/b.png"
-    (line,) = shown.err.splitlines()
-    assert line.startswith("pictures/bad.png: ")
-    assert line.count("bad.png") == 1
-    assert FakePredictor.device == "cpu"
-    assert run_command(["predict", "pictures/a.png", "--bundle", "bundle"]) == 0
-
-
-@pytest.mark.usefixtures("fake_predictor")
-def test_predict_in_json_lines(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["pictures/*.png", "pictures/**/b.png", "nowhere.png", "no*.gif", "a**b", "bundle"]
-    assert run_command(["predict", *arguments, "--json", "--bundle", "bundle"]) == 1
-    shown = capsys.readouterr()
-    rows = {row["path"]: row for row in map(json.loads, shown.out.splitlines())}
-    assert shown.err == ""
-    assert rows["pictures/a.png"]["label"] == "5 wide"
-    assert rows["pictures/a.png"]["top"] == [{"task": "first", "label": "5 wide", "probability": 0.5}]
-    assert rows["pictures/deep/b.png"]["task_probability"] == 0.75
-    assert {path: row["error"] for path, row in rows.items() if "error" in row} == {
-        "pictures/bad.png": rows["pictures/bad.png"]["error"],
-        "nowhere.png": "no such file",
-        "no*.gif": "no such file, and no file matches",
-        "a**b": "no such file, and no file matches",
-        "bundle": "no images in this folder",
-    }
-
-
-@pytest.mark.usefixtures("fake_predictor")
-def test_predict_more_images_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(BATCH + 5):
-        (tmp_path / f"{number:03d}.png").write_bytes(png(3 + number))
-    assert run_command(["predict", str(tmp_path), "--bundle", str(tmp_path)]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "wide" in line]
-    assert [int(row[3]) for row in rows] == [3 + number for number in range(BATCH + 5)]
-
-
-def test_absolute_patterns_and_a_folder_that_matches(pictures: Path) -> None:
-    assert list(expand([f"{pictures}/*"])) == [
-        pictures / "a.png",
-        pictures / "bad.png",
-        pictures / "deep" / "b.png",
-        pictures / "notes.txt",
-    ]
-
-
-@pytest.mark.usefixtures("fake_predictor")
 def test_predict_without_a_champion_or_a_bundle(fresh: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["predict", "x.png"]) == 1
     assert "no champion yet; `intaglio run` promotes one" in capsys.readouterr().err

@@ -20,12 +20,13 @@ from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
 from synthetic import Project
 
+from components.cells import source_of
 from components.config import load_config
 from components.images import Limits
 from components.predict import Prediction
 from flows.publish import publish
 from flows.register import SERVING_PACKAGES, pinned_requirements, register
-from flows.serve_model import COLUMNS, TaskRetrievalModel, source_of
+from flows.serve_model import COLUMNS, TaskRetrievalModel
 from flows.settings import tracking_uri
 from flows.tracking import aliases, connect, tags_of, version_of, versions
 
@@ -148,7 +149,7 @@ def test_only_bad_rows_and_no_rows(model: TaskRetrievalModel) -> None:
 
 def test_a_name_that_no_file_system_takes_is_not_a_file() -> None:
     with pytest.raises(ValueError, match="no such file"):
-        source_of("é" * 3000)
+        source_of("é" * 3000, files=True)
 
 
 @pytest.fixture

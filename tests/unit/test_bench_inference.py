@@ -14,7 +14,7 @@ from components.config import Config
 from components.io import read_arrays
 from components.predict import Predictor
 from components.retrieve import PooledRetriever
-from components.signature import read_signature
+from components.signature_files import read_signature
 from components.synthetic import stretch
 
 

@@ -15,10 +15,11 @@ from components.config import Signature as Settings
 from components.io import read_arrays
 from components.retrieve import PooledRetriever
 from components.shortlist import Supports, TaskFinder
-from components.signature import Classifier, Signature, Statistics, Support, read_signature
+from components.signature import Classifier, Signature, Statistics, Support
+from components.signature_files import read_signature
 
 WIDTH, TRUNK, CLASSES = 12, 8, 2
-MIXTURE = Settings(components=3, pca_dims=4, weight_concentration=0.1)
+MIXTURE = Settings(components=3, pca_dims=4, weight_concentration=0.1, scatter_rank=8)
 
 
 def images(rng: np.random.Generator, task: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +40,7 @@ def signature(task: int, held_out: int = 60) -> Signature:
 
 
 SIGNATURES = [signature(task) for task in range(5)]
-RULES = Shortlist(epsilon=0.05, cap=2, early_margin=10.0, early_p=0.1)
+RULES = Shortlist(epsilon=0.05, cap=2, early_margin=10.0, early_p=0.1, temperature=10.0)
 
 
 def find(finder: TaskFinder, h: np.ndarray, asked: list[int] | None = None) -> object:
@@ -62,6 +63,19 @@ def test_densities_together_equal_densities_one_by_one() -> None:
     together = Supports(tuple(s.support for s in SIGNATURES)).log_densities(h)
     alone = np.stack([s.support.mixture.log_density(h) for s in SIGNATURES], axis=1)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-2)
+
+
+@given(temperature=st.floats(0.1, 100))
+@settings(max_examples=10, deadline=None)
+def test_the_temperature_flattens_the_posterior_and_changes_no_choice(temperature: float) -> None:
+    h, _ = mixed(10)
+    plain = find(TaskFinder.fit(SIGNATURES, RULES.model_copy(update={"temperature": 1.0})), h)
+    other = find(TaskFinder.fit(SIGNATURES, RULES.model_copy(update={"temperature": temperature})), h)
+    np.testing.assert_array_equal(other.task, plain.task)
+    np.testing.assert_array_equal(other.early, plain.early)
+    np.testing.assert_allclose(np.exp(other.log_posterior).sum(axis=1), 1)
+    surer = np.exp(other.log_posterior).max(axis=1) - np.exp(plain.log_posterior).max(axis=1)
+    assert (surer * (1 - temperature) >= -1e-9).all()
 
 
 def test_only_what_the_trunk_leaves_open_pays_for_the_tail() -> None:

@@ -18,7 +18,8 @@ from components.errors import IntaglioError
 from components.io import read_arrays
 from components.retrieve import LinearRetriever, PooledRetriever, choose_task, log_posterior, shrunk_covariance
 from components.sign import sign
-from components.signature import Classifier, Mixture, Statistics, read_signature, write_signature
+from components.signature import Classifier, Mixture, Statistics
+from components.signature_files import read_signature, write_signature
 
 
 def clusters(seed: int, classes: int, per_class: int, width: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +134,15 @@ def test_the_classifier_is_linear_discriminant_analysis() -> None:
     np.testing.assert_allclose(ours, reference.predict_log_proba(h.astype(np.float64)), atol=1e-4)
 
 
+def test_a_classifier_reads_the_coordinates_that_it_was_fitted_on_the_last_ones() -> None:
+    h, labels = clusters(6, 3, 30, 8)
+    shared = np.random.default_rng(0).normal(size=(len(h), 5)).astype(np.float32)
+    classifier = Classifier.fit(h, labels, 3)
+    np.testing.assert_array_equal(
+        classifier.log_probabilities(np.concatenate([shared, h], axis=1)), classifier.log_probabilities(h)
+    )
+
+
 def test_calibration_lowers_the_loss_and_changes_no_choice() -> None:
     h, labels = clusters(5, 4, 30, 20, spread=0.5)
     held_out, truth = clusters(5, 4, 30, 20, spread=0.5)
@@ -157,16 +167,20 @@ def test_equal_images_in_every_class_are_no_problem() -> None:
 
 def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None:
     signature = read_signature(learned / "models/signatures", "low")
-    write_signature(tmp_path, signature)
-    for name in ("shared", "mixture", "centroids", "support", "classifier"):
+    write_signature(tmp_path, signature, len(signature.statistics.scatter))
+    for name in ("mixture", "centroids", "support", "trunk_support", "classifier"):
         one = read_arrays(learned / f"models/signatures/low/{name}.safetensors")
         two = read_arrays(tmp_path / f"low/{name}.safetensors")
         assert one.keys() == two.keys()
         for key in one:
-            np.testing.assert_allclose(one[key], two[key], atol=1e-5)
+            np.testing.assert_array_equal(one[key], two[key])
+    again = read_signature(tmp_path, "low").statistics
+    np.testing.assert_array_equal(again.means, signature.statistics.means)
+    scale = np.abs(signature.statistics.scatter).max()
+    np.testing.assert_allclose(again.scatter, signature.statistics.scatter, atol=0.01 * scale)
     assert signature.classes == ("digit_0", "digit_1", "digit_2")
     centroids = read_arrays(learned / "models/signatures/low/centroids.safetensors")
-    np.testing.assert_allclose(centroids["centroids"], signature.mixture.centroids)
+    np.testing.assert_allclose(centroids["centroids"], signature.mixture.centroids, atol=1e-5)
 
 
 def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Path, config: Config) -> None:

@@ -1,0 +1,76 @@
+"""Figures of docs/results.md as small SVG files, the same bytes for the same results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+# Text stays text, and neither date nor random identifiers get in: a figure changes only when its figures do.
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "intaglio", "font.size": 9, "axes.spines.top": False}
+_STYLE |= {"axes.spines.right": False, "figure.constrained_layout.use": True}
+
+
+def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
+    """accuracy_final of every method, one panel per stream, with one standard deviation."""
+    with mpl.rc_context(_STYLE):
+        tallest = max(len(table) for table in summaries.values())
+        figure = Figure(figsize=(3.4 * min(3, len(summaries)), 0.19 * tallest * _rows(len(summaries)) + 1))
+        for number, (stream, table) in enumerate(summaries.items(), start=1):
+            axes = figure.add_subplot(_rows(len(summaries)), min(3, len(summaries)), number)
+            ordered = table.sort_values("accuracy_final")
+            names = [f"{row.method} {row.variant}".strip() for row in ordered.itertuples()]
+            spread = 100 * ordered["accuracy_final_std"].fillna(0)
+            axes.errorbar(100 * ordered["accuracy_final"], range(len(ordered)), xerr=spread, fmt="o", ms=3, lw=1)
+            axes.set_yticks(range(len(ordered)), names, fontsize=7)
+            axes.set_title(stream)
+            axes.set_xlabel("accuracy_final, %")
+            axes.grid(axis="x", alpha=0.3)
+        return _svg(figure)
+
+
+def theory_figure(theory: Mapping[str, Any]) -> bytes:
+    """Left: bound and measured confusion of every pair against its separation. Right: separation against tasks."""
+    delta, bound, gaussian, measured = (
+        np.array(theory[key])[np.triu_indices(len(theory["tasks"]), 1)]
+        for key in ("delta", "bound", "gaussian", "measured")
+    )
+    order = np.argsort(delta)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8, 3))
+        left, right = figure.subplots(1, 2)
+        left.semilogy(delta[order], np.maximum(bound[order], 1e-12), ".", label="bound")
+        left.semilogy(delta[order], np.maximum(gaussian[order], 1e-12), "-", lw=1, label="its closest classes: Φ(-δ/2)")
+        left.semilogy(delta, np.maximum(measured, 1e-12), "x", ms=4, label="measured (0 at the bottom)")
+        left.set_xlabel("separation δ of a pair of tasks")
+        left.set_ylabel("confusion of the pair")
+        left.legend(fontsize=7)
+        _against_tasks(right, theory["delta_by_tasks"])
+        return _svg(figure)
+
+
+def _against_tasks(axes: Any, rows: Sequence[Mapping[str, float]]) -> None:
+    tasks = [row["tasks"] for row in rows]
+    for key, style in (("smallest", "-"), ("median", "--")):
+        axes.plot(tasks, [row[key] for row in rows], style, lw=1, color="C0", label=f"{key} δ")
+    axes.set_xlabel("tasks so far")
+    axes.set_ylabel("separation δ", color="C0")
+    other = axes.twinx()
+    other.plot(tasks, [100 * row["retrieval_accuracy"] for row in rows], lw=1, color="C1")
+    other.set_ylabel("retrieval_accuracy, %", color="C1")
+    axes.legend(fontsize=7)
+
+
+def _rows(panels: int) -> int:
+    return -(-panels // 3)
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

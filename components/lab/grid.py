@@ -1,0 +1,168 @@
+"""A grid of cells (stream x method x seed x order): what is finished is kept, what is not is computed, in processes.
+
+A cell is one file, written whole; whoever kills a run loses the cells at work and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components import retrieve, signature
+from components.backbone import choose_device, load_vit
+from components.config import Config
+from components.images import Limits
+from components.io import read_json, sha256_bytes, sha256_file, write_json
+from components.lab.build import build_stream
+from components.lab.cell import Row, run_cell, validation_accuracy
+from components.lab.corpus import Corpus, open_corpus
+from components.lab.episode import Caps, make_episode
+from components.lab.registry import Settings, recipe
+from components.lab.stream import Declared
+from components.lab.workshop import Workshop
+from components.trunk_cache import TrunkCache
+
+_MAKERS = ("cell", "corpus", "episode", "flat", "method", "registry", "retrieved", "rivals", "signatures", "workshop")
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Where things are: the backbone under `root`, images in `data`, all that the laboratory keeps under `folder`."""
+
+    root: Path
+    folder: Path
+    data: tuple[Path, ...]
+    config: Config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run on one stream."""
+
+    stream: Declared
+    methods: tuple[str, ...]
+    seeds: int
+    orders: int
+    caps: Caps
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one seed and order."""
+
+    method: str
+    seed: int
+    order: int
+
+
+class Bench:
+    """A stream ready to be learned: its table, its embeddings and a workshop for modules."""
+
+    def __init__(self, laboratory: Laboratory, declared: Declared, caps: Caps) -> None:
+        """Build and embed what is not there yet."""
+        self.laboratory, self.declared, self.caps = laboratory, declared, caps
+        limits = Limits.of(laboratory.config.data)
+        folder = laboratory.folder / "streams" / declared.name
+        self.table = build_stream(declared, laboratory.data, folder, limits)
+        self.corpus = self._embed(folder, limits)
+        self.workshop = Workshop(laboratory.root, laboratory.folder, laboratory.config)
+
+    def cell(self, cell: Cell) -> Row:
+        """Compute one cell, or read it."""
+        path = self._place("cells", cell)
+        where = f"{self.declared.name} {cell.method} seed {cell.seed} order {cell.order}"
+        if path.exists():
+            print(f"cell {where}: found", flush=True)
+            return dict(read_json(path))
+        settings = self.tuned(cell.method)
+        print(f"cell {where}: computing", flush=True)
+        episode = make_episode(self.table, self.corpus, cell.seed, cell.order, self.caps)
+        row = run_cell(recipe(cell.method), episode, self.workshop, cell.seed, settings)
+        row = {"stream": self.declared.name, **asdict(cell), "settings": settings, **asdict(self.caps), **row}
+        write_json(path, row)
+        print(f"cell {where}: accuracy_final {row['accuracy_final']:.4f}, {row['learning_seconds']:.0f} s", flush=True)
+        return row
+
+    def tuned(self, method: str) -> Settings:
+        """The point of the method's grid that is best on the validation images of seed 0, order 0: once per stream."""
+        chosen = recipe(method)
+        if len(chosen.grid) == 1:
+            return chosen.grid[0]
+        path = self._place("tuned", Cell(method, 0, 0))
+        if not path.exists():
+            episode = make_episode(self.table, self.corpus, 0, 0, self.caps)
+            tried = [validation_accuracy(chosen, episode, self.workshop, 0, point) for point in chosen.grid]
+            best = chosen.grid[max(range(len(tried)), key=tried.__getitem__)]
+            write_json(path, {"grid": chosen.grid, "validation_accuracy": tried, "chosen": best})
+        return dict(read_json(path)["chosen"])
+
+    def _embed(self, folder: Path, limits: Limits) -> Corpus:
+        config = self.laboratory.config
+        device = choose_device(config.device)
+        vit = load_vit(self.laboratory.root / "models/backbone", config.backbone, config.embedding.depths, device)
+        images = self.table.drop_duplicates("sha256")
+        paths = [folder / path for path in images["path"]]
+        cache = TrunkCache.of(self.laboratory.root, config.cache)
+        return open_corpus(vit, self.laboratory.folder / "corpus", images["sha256"].tolist(), paths, limits, cache)
+
+    def _place(self, kind: str, cell: Cell) -> Path:
+        """A file named after all that the cell's result follows from, its code included."""
+        config = self.laboratory.config
+        facts = {
+            "images": sha256_bytes(self.table.to_csv(index=False).encode()),
+            "code": _code(),
+            "caps": asdict(self.caps),
+            "cell": asdict(cell),
+            "grid": recipe(cell.method).grid,
+            "config": config.model_dump(include={"backbone", "embedding", "finetune", "signature"}),
+        }
+        digest = sha256_bytes(json.dumps(facts, sort_keys=True).encode())[:16]
+        name = f"{cell.method}-{cell.seed}-{cell.order}-{digest}.json"
+        return self.laboratory.folder / kind / self.declared.name / name
+
+
+@cache
+def _code() -> str:
+    """Hash of what a cell's result is made by, as it was when this process began."""
+    here = Path(__file__).parent
+    files = [here / f"{name}.py" for name in _MAKERS] + [Path(str(module.__file__)) for module in (retrieve, signature)]
+    return sha256_bytes("".join(sha256_file(path) for path in files).encode())
+
+
+def run_plan(laboratory: Laboratory, plan: Plan, jobs: int) -> list[Row]:
+    """All cells of a plan, in a fixed order. `jobs` processes share them by seed: a seed's modules are shared too."""
+    bench = Bench(laboratory, plan.stream, plan.caps)
+    groups = [
+        [Cell(m, seed, order) for order in range(plan.orders) for m in plan.methods] for seed in range(plan.seeds)
+    ]
+    if jobs == 1:
+        return [bench.cell(cell) for cells in groups for cell in cells]
+    for method in plan.methods:
+        bench.tuned(method)  # once, not in every process
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        threads = max(1, torch.get_num_threads() // jobs)
+        found = {pool.submit(_group, laboratory, plan, cells, threads): n for n, cells in enumerate(groups)}
+        rows: dict[int, list[Row]] = {found[future]: future.result() for future in as_completed(found)}
+    return [row for number in sorted(rows) for row in rows[number]]
+
+
+def _group(laboratory: Laboratory, plan: Plan, cells: Sequence[Cell], threads: int) -> list[Row]:
+    torch.set_num_threads(threads)
+    bench = Bench(laboratory, plan.stream, plan.caps)
+    return [bench.cell(cell) for cell in cells]
+
+
+def flat_row(row: Row) -> dict[str, Any]:
+    """A cell as a row of a table: numbers and names alone."""
+    return {key: value for key, value in row.items() if not isinstance(value, dict | list)} | {
+        "settings": json.dumps(row["settings"], sort_keys=True)
+    }

@@ -1,0 +1,71 @@
+"""What a method of continual learning is to the laboratory: tasks arrive once, then any image may be asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from components.lab.corpus import Images, Indices
+from components.lab.episode import TaskData
+from components.signature import Embeddings
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The retrieved task of n images, and the class in it: both (n,)."""
+
+    task: Indices
+    label: Indices
+
+
+class Method(Protocol):
+    """A way to learn tasks one after the other; tasks and classes are numbered in order of arrival.
+
+    An answer may depend on nothing but the image itself: not on the others that are asked about at the same time.
+    """
+
+    def learn(self, task: TaskData) -> None:
+        """Take in the next task."""
+
+    def predict(self, images: Images) -> Answer:
+        """Task and class of each image, neither being known."""
+
+    def within(self, images: Images, task: int) -> Indices:
+        """The class of each image, its task being given, (n,)."""
+
+    def stored_bytes(self) -> int:
+        """Size of all that is kept for the tasks so far, matrices in float32."""
+
+
+class Representation(Protocol):
+    """What an image looks like to a classifier over all classes."""
+
+    def learn(self, task: TaskData) -> None:
+        """Take in the next task."""
+
+    def embed(self, images: Images) -> Embeddings:
+        """(n, d) float32, by what has been learned so far."""
+
+    def stored_bytes(self) -> int:
+        """Size of what it keeps, in float32."""
+
+
+Embed = Callable[[int | None, Images], Embeddings]
+"""Embeddings of images (n, d) under the module of a task by its number, or under the frozen backbone (None)."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The frozen backbone's embeddings h_0."""
+
+    def learn(self, task: TaskData) -> None:
+        """Nothing to learn."""
+
+    def embed(self, images: Images) -> Embeddings:
+        """h_0 of images, (n, d)."""
+        return images.h0
+
+    def stored_bytes(self) -> int:
+        """The backbone is everybody's."""
+        return 0

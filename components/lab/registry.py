@@ -1,0 +1,143 @@
+"""All methods by name, with the grid that each is tuned over on validation. Add yours here (docs/laboratory.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.errors import IntaglioError
+from components.lab.flat import CosineMeans, Flat, RandomRidge, StreamingLda
+from components.lab.method import Frozen, Method
+from components.lab.retrieved import PerTask, RetrieveThenClassify
+from components.lab.rivals import Ease, Joint, OneLora
+from components.lab.signatures import (
+    Centroids,
+    Density,
+    Entropy,
+    PooledClasses,
+    PooledComponents,
+    Signature,
+    TwoStage,
+    last_part,
+    trunk_part,
+)
+from components.lab.workshop import Modules, NoModules, Workshop
+
+Settings = Mapping[str, Any]  # one point of a method's grid
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is made from (workshop, seed, settings), and the settings it may be tuned over.
+
+    adapted: it trains modules, which costs minutes. final_only: it means nothing before the last task has come.
+    """
+
+    what: str
+    make: Callable[[Workshop, int, Settings], Method]
+    grid: tuple[Settings, ...] = ({},)
+    adapted: bool = False
+    final_only: bool = False
+
+
+def recipe(name: str) -> Recipe:
+    """A method by its name.
+
+    Raises:
+        IntaglioError: there is none of this name.
+    """
+    if name not in METHODS:
+        raise IntaglioError(f"method {name!r}: unknown; known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _frozen(what: str, signature: Callable[[Workshop, int, Settings], Signature], **grid: Any) -> Recipe:
+    def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
+        return RetrieveThenClassify(signature(workshop, seed, settings), NoModules())
+
+    return Recipe(what, make, **grid)
+
+
+def _adapted(what: str, signature: Callable[[Workshop, int, Settings], Signature], composed: bool) -> Recipe:
+    def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
+        modules: PerTask = Modules(workshop, seed, composed)
+        return RetrieveThenClassify(signature(workshop, seed, settings), modules)
+
+    return Recipe(what, make, adapted=True)
+
+
+_SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": value} for value in (1e-4, 1e-3, 1e-2, 1e-1)))
+_RIDGE = tuple({"width": width, "ridge": ridge} for width in (2000, 4000) for ridge in (1e-4, 1e-3, 1e-2, 1e-1))
+_CLUSTERS: tuple[Settings, ...] = ({"count": 5}, {"count": 20})
+
+METHODS: dict[str, Recipe] = {
+    "frozen_ncm": Recipe(
+        "frozen backbone, nearest class mean by cosine (SimpleCIL)", lambda w, s, h: Flat(CosineMeans(), Frozen())
+    ),
+    "frozen_slda": Recipe(
+        "frozen backbone, streaming LDA over all classes",
+        lambda w, s, h: Flat(StreamingLda(h["shrinkage"]), Frozen()),
+        _SHRINKAGE,
+    ),
+    "ranpac": Recipe(
+        "frozen backbone, random projection and ridge regression (RanPAC)",
+        lambda w, s, h: Flat(RandomRidge(h["width"], h["ridge"], s), Frozen()),
+        _RIDGE,
+    ),
+    "sequential_lora": Recipe(
+        "one LoRA trained on and on, streaming LDA",
+        lambda w, s, h: Flat(StreamingLda(), OneLora(w, s)),
+        adapted=True,
+    ),
+    "joint_lora": Recipe(
+        "one LoRA for all tasks at once, LDA over all classes (upper bound)",
+        lambda w, s, h: Joint(w, StreamingLda, s),
+        adapted=True,
+        final_only=True,
+    ),
+    "s_prompts": _adapted(
+        "k-means on h_0, a LoRA per task (S-Prompts)", lambda w, s, h: Centroids(5, s), composed=False
+    ),
+    "tuna": _adapted("a LoRA per task, the surest one answers (TUNA)", lambda w, s, h: Entropy(), composed=False),
+    "ease": Recipe(
+        "a LoRA per task, class means in all of their spaces (EASE)",
+        lambda w, s, h: Ease(Modules(w, s, composed=False), h["others"]),
+        ({"others": 0.1}, {"others": 1.0}),
+        adapted=True,
+    ),
+    "paper": _adapted(
+        "composed modules, DP-GMM on h_k (the paper's rule)",
+        lambda w, s, h: Density(w.config.signature, s, adapted=True),
+        composed=True,
+    ),
+    "intaglio": _adapted(
+        "composed modules, pooled covariance on h_0 (ours)", lambda w, s, h: PooledClasses(), composed=True
+    ),
+    "intaglio_own": _adapted("the same, no module reuses another", lambda w, s, h: PooledClasses(), composed=False),
+    "intaglio_frozen": _frozen("the same retrieval, no modules", lambda w, s, h: PooledClasses()),
+    "signature_mean": _frozen("signature: the task's mean", lambda w, s, h: Centroids(1, s)),
+    "signature_kmeans": _frozen(
+        "signature: k-means centroids", lambda w, s, h: Centroids(h["count"], s), grid=_CLUSTERS
+    ),
+    "signature_gaussian": _frozen(
+        "signature: one Gaussian",
+        lambda w, s, h: Density(w.config.signature.model_copy(update={"components": 1}), s, adapted=False),
+    ),
+    "signature_dpgmm": _frozen(
+        "signature: DP-GMM on h_0", lambda w, s, h: Density(w.config.signature, s, adapted=False)
+    ),
+    "signature_dpgmm_pooled": _frozen(
+        "signature: DP-GMM means on h_0, pooled covariance", lambda w, s, h: PooledComponents(w.config.signature, s)
+    ),
+    "signature_trunk": _frozen(
+        "signature: pooled covariance on the trunk's output", lambda w, s, h: PooledClasses(trunk_part)
+    ),
+    "signature_last": _frozen(
+        "signature: pooled covariance on the last block's output", lambda w, s, h: PooledClasses(last_part)
+    ),
+    "signature_two_stage": _frozen(
+        "signature: pooled covariance keeps two tasks, DP-GMM on h_0 decides",
+        lambda w, s, h: TwoStage(PooledClasses(), Density(w.config.signature, s, adapted=False)),
+    ),
+}

@@ -1,0 +1,174 @@
+"""Baselines that train on and on, train on everything, or look at an image through all modules at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components import adapt, train
+from components.backbone import Vit
+from components.checkpoint import Checkpoints
+from components.config import BASE
+from components.embed import Embeddings
+from components.lab.corpus import Images, Indices, tail_of
+from components.lab.episode import Labelled, TaskData
+from components.lab.flat import Scorer
+from components.lab.method import Answer
+from components.lab.workshop import Modules, Workshop, split_of
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class OneLora:
+    """A representation: one LoRA that is trained on, task after task, and forgets what it did for earlier ones."""
+
+    workshop: Workshop
+    seed: int
+    _vit: Vit | None = None
+    _trained: adapt.Trainable | None = None
+    _bytes: int = 0
+
+    def learn(self, task: TaskData) -> None:
+        """Go on training the same factors on the next task."""
+        settings = self.workshop.config.finetune
+        if self._vit is None or self._trained is None:
+            self._vit = self.workshop.fresh_vit()
+            self._trained = adapt.attach(self._vit, {}, settings, self.seed)
+        learned, held_out = split_of(task.train), split_of(task.val)
+        lesson = train.Lesson(task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed)
+        # What it learns depends on all tasks before, in this order: no checkpoint of it is of use to anyone else.
+        train.train(lesson, Checkpoints(self.workshop.folder / "never", every=float("inf")))
+        self._bytes = 4 * sum(update.a.size + update.b.size for update in self._trained.component().values())
+
+    def embed(self, images: Images) -> Embeddings:
+        """Under the LoRA as it is now, (n, d)."""
+        assert self._vit is not None  # a representation is asked after it has learned a task
+        tail = tail_of(self._vit, self._vit.tail, images.tokens)
+        return np.concatenate([images.h0[:, : images.corpus.trunk_width], tail], axis=1)
+
+    def stored_bytes(self) -> int:
+        """One pair of factors per layer."""
+        return self._bytes
+
+
+@dataclass
+class Joint:
+    """One LoRA for all tasks at once, with all their data: no continual method, but the bound for one module."""
+
+    workshop: Workshop
+    make_scorer: Callable[[], Scorer]
+    seed: int
+    _tasks: list[TaskData] = field(default_factory=list)
+    _trained: tuple[str, Scorer] | None = None
+
+    def learn(self, task: TaskData) -> None:
+        """Keep the data."""
+        self._tasks.append(task)
+        self._trained = None
+
+    def predict(self, images: Images) -> Answer:
+        """The class of the largest score among all."""
+        best = self._scores(images).argmax(axis=1)
+        first = self._first()
+        task = np.searchsorted(first, best, side="right") - 1
+        return Answer(task, best - first[task])
+
+    def within(self, images: Images, task: int) -> Indices:
+        """The class of the largest score among the task's."""
+        first = self._first()[task]
+        return cast(Indices, self._scores(images)[:, first : first + self._tasks[task].classes].argmax(axis=1))
+
+    def stored_bytes(self) -> int:
+        """The module and the classifier; not the data, which is kept too."""
+        name, scorer = self._fitted()
+        return self.workshop.stored_bytes([name]) + scorer.stored_bytes()
+
+    def _scores(self, images: Images) -> Vector:
+        name, scorer = self._fitted()
+        return scorer.scores(self.workshop.embed(name, images))
+
+    def _fitted(self) -> tuple[str, Scorer]:
+        if self._trained is None:
+            union, scorer = self._union(), self.make_scorer()
+            name = self.workshop.module(union, BASE, self.seed)
+            scorer.add(self.workshop.embed(name, union.train.images), union.train.labels, union.classes)
+            self._trained = name, scorer
+        return self._trained
+
+    def _first(self) -> Indices:
+        return np.concatenate([[0], np.cumsum([task.classes for task in self._tasks])])[:-1]
+
+    def _union(self) -> TaskData:
+        first = self._first()
+
+        def joined(parts: list[Labelled]) -> Labelled:
+            rows = np.concatenate([part.images.rows for part in parts])
+            labels = np.concatenate([part.labels + start for part, start in zip(parts, first, strict=True)])
+            return Labelled(Images(parts[0].images.corpus, rows), labels)
+
+        classes = sum(task.classes for task in self._tasks)
+        train_part = joined([task.train for task in self._tasks])
+        return TaskData("joint", classes, train_part, joined([task.val for task in self._tasks]))
+
+
+@dataclass
+class Ease:
+    """Class means in every task's adapted space, compared by cosine in all of them (EASE; Zhou et al., 2024).
+
+    A class has no mean in the space of a later task, whose images came after its own were gone. It is put together from
+    the later task's means, weighted by how similar the classes are in the older space. `others` weighs the spaces that
+    are not the class's own.
+    """
+
+    modules: Modules
+    others: float
+    _means: dict[tuple[int, int], Vector] = field(default_factory=dict)  # (space, task of the classes) -> (C, d)
+
+    def learn(self, task: TaskData) -> None:
+        """The module, and the classes' means in its space and in the older ones; then the old classes' in its."""
+        number = self._tasks()
+        self.modules.learn(task)
+        for space in range(number + 1):
+            h = _unit(self.modules.embed(space, task.train.images).astype(np.float64))
+            rows = [h[task.train.labels == label].mean(axis=0) for label in range(task.classes)]
+            self._means[space, number] = np.stack(rows)
+        for old in range(number):
+            likeness = _unit(self._means[old, old]) @ _unit(self._means[old, number]).T
+            weight = np.exp(likeness) / np.exp(likeness).sum(axis=1, keepdims=True)
+            self._means[number, old] = weight @ self._means[number, number]
+
+    def predict(self, images: Images) -> Answer:
+        """The class of the largest weighted cosine."""
+        scores = [self._scores(images, task) for task in range(self._tasks())]
+        first = np.concatenate([[0], np.cumsum([own.shape[1] for own in scores])])[:-1]
+        best = np.concatenate(scores, axis=1).argmax(axis=1)
+        task = np.searchsorted(first, best, side="right") - 1
+        return Answer(task, best - first[task])
+
+    def within(self, images: Images, task: int) -> Indices:
+        """The same among the task's classes."""
+        return cast(Indices, self._scores(images, task).argmax(axis=1))
+
+    def stored_bytes(self) -> int:
+        """All modules, and every class's mean in every space."""
+        return self.modules.stored_bytes() + 4 * sum(means.size for means in self._means.values())
+
+    def _tasks(self) -> int:
+        return sum(space == task for space, task in self._means)
+
+    def _scores(self, images: Images, task: int) -> Vector:
+        total: Vector = np.zeros((len(images), len(self._means[task, task])))
+        for space in range(self._tasks()):
+            weight = 1.0 if space == task else self.others
+            h = _unit(self.modules.embed(space, images).astype(np.float64))
+            total = total + weight * (h @ _unit(self._means[space, task]).T)
+        return total
+
+
+def _unit(x: Vector) -> Vector:
+    return cast(Vector, x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

@@ -1,0 +1,171 @@
+"""Modules trained once and kept: a module is named by all that determines it, so methods, orders and runs share it."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from components import adapt, modules, train
+from components.backbone import Vit, choose_device, load_vit
+from components.checkpoint import Checkpoints
+from components.config import BASE, Config
+from components.embed import Embeddings
+from components.engine import Engine
+from components.io import read_json, sha256_bytes, sha256_file, write_json
+from components.lab.corpus import Images, tail_of
+from components.lab.episode import Labelled, TaskData
+
+_REMEMBERED = 128  # modules whose embeddings stay in memory
+
+
+@dataclass
+class _Memory:
+    """The tail's part of h_k of a whole corpus under one module, filled in where it was asked for."""
+
+    tail: NDArray[np.float32]
+    known: NDArray[np.bool_]
+
+
+@dataclass
+class Workshop:
+    """Trains modules into `folder`/modules, and embeds images under them; `root` has the backbone."""
+
+    root: Path
+    folder: Path
+    config: Config
+    _memory: OrderedDict[str, _Memory] = field(default_factory=OrderedDict)
+
+    def module(self, task: TaskData, previous: str, seed: int) -> str:
+        """The name of the task's module that follows `previous` (BASE: none), trained where it does not exist yet."""
+        name = self._name(task, previous, seed)
+        if not (self._modules / name / "module.json").exists():
+            self._train(name, task, previous, seed)
+        return name
+
+    def embed(self, name: str, images: Images) -> Embeddings:
+        """h_k of images under a module, (n, d); computed once for each image while the module is remembered."""
+        corpus, width = images.corpus, images.corpus.trunk_width
+        memory = self._remember(name, len(corpus.h0), corpus.h0.shape[1] - width)
+        missing = np.unique(images.rows[~memory.known[images.rows]])
+        if len(missing):
+            memory.tail[missing] = self._tail(name, Images(corpus, missing))
+            memory.known[missing] = True
+        return np.concatenate([corpus.h0[images.rows, :width], memory.tail[images.rows]], axis=1)
+
+    def stored_bytes(self, names: Sequence[str]) -> int:
+        """Size of the adapters that prediction needs."""
+        files = (self._modules / name / "adapter" / "adapter_model.safetensors" for name in names)
+        return sum(file.stat().st_size for file in files)
+
+    def fresh_vit(self) -> Vit:
+        """The backbone, without anybody's layers in it."""
+        backbone, depths = self.config.backbone, self.config.embedding.depths
+        return load_vit(self.root / "models/backbone", backbone, depths, choose_device(self.config.device))
+
+    @cached_property
+    def _modules(self) -> Path:
+        """The folder of modules, with the root of every chain."""
+        folder = self.folder / "modules"
+        base = folder / BASE / "module.json"
+        if not base.exists():
+            write_json(base, read_json(self.root / "models/modules" / BASE / "module.json"))
+        return folder
+
+    @cached_property
+    def _base(self) -> str:
+        """The frozen backbone, by what its files say, and the code that trains on it."""
+        code = [sha256_file(Path(str(module.__file__))) for module in (adapt, modules, train)]
+        backbone = sha256_file(self.root / "models/backbone/backbone.safetensors")
+        return json.dumps([code, backbone, self.config.backbone.model_dump(), self.config.embedding.depths])
+
+    def _name(self, task: TaskData, previous: str, seed: int) -> str:
+        images = [
+            [[part.images.corpus.sha256[row] for row in part.images.rows], part.labels.tolist()]
+            for part in (task.train, task.val)
+        ]
+        facts = [self._base, self.config.finetune.model_dump(), images, previous, seed]
+        return f"{task.name}-{sha256_bytes(json.dumps(facts).encode())[:20]}"
+
+    def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
+        settings, vit = self.config.finetune, self.fresh_vit()
+        past = modules.read_past(self._modules, previous, settings.past_budget)
+        trained = adapt.attach(vit, past, settings, seed)
+        checkpoints = Checkpoints.open(self.folder, name, {})
+        lesson = train.Lesson(
+            name, vit, trained, split_of(task.train), split_of(task.val), task.classes, settings, seed
+        )
+        train.train(lesson, checkpoints)
+        component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
+        modules.write_module(self._modules, name, previous, component, reuse, past, vit, settings.max_rank)
+        checkpoints.clear()
+
+    def _remember(self, name: str, images: int, width: int) -> _Memory:
+        if name not in self._memory:
+            if len(self._memory) == _REMEMBERED:
+                self._memory.popitem(last=False)
+            tail, known = np.empty((images, width), dtype=np.float32), np.zeros(images, dtype=bool)
+            self._memory[name] = _Memory(tail, known)
+        self._memory.move_to_end(name)
+        return self._memory[name]
+
+    def _tail(self, name: str, images: Images) -> Embeddings:
+        engine = Engine.load(self.fresh_vit(), self._modules, [name])
+        width = engine.vit.trunk_width
+
+        def tail(tokens: Tensor) -> Tensor:
+            return engine.embed(name, tokens, tokens.new_zeros(len(tokens), width))[:, width:]
+
+        return tail_of(engine.vit, tail, images.tokens)
+
+
+def split_of(part: Labelled) -> train.Split:
+    """What the training loop takes."""
+    return train.Split(part.images.tokens, torch.from_numpy(part.labels))
+
+
+@dataclass
+class Modules:
+    """One module per task. `composed`: each may reuse the ones before it; otherwise each stands alone."""
+
+    workshop: Workshop
+    seed: int
+    composed: bool
+    _names: list[str] = field(default_factory=list)
+
+    def learn(self, task: TaskData) -> None:
+        """Train the next task's module."""
+        previous = self._names[-1] if self.composed and self._names else BASE
+        self._names.append(self.workshop.module(task, previous, self.seed))
+
+    def embed(self, number: int | None, images: Images) -> Embeddings:
+        """(n, d) under the module of the `number`-th task, or under the frozen backbone (None)."""
+        return images.h0 if number is None else self.workshop.embed(self._names[number], images)
+
+    def stored_bytes(self) -> int:
+        """All adapters."""
+        return self.workshop.stored_bytes(self._names)
+
+
+@dataclass(frozen=True)
+class NoModules:
+    """Every task is predicted under the frozen backbone."""
+
+    def learn(self, task: TaskData) -> None:
+        """Nothing to learn."""
+
+    def embed(self, number: int | None, images: Images) -> Embeddings:
+        """h_0 of images, whatever the task."""
+        return images.h0
+
+    def stored_bytes(self) -> int:
+        """Nothing."""
+        return 0

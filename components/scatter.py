@@ -1,0 +1,55 @@
+"""A within-class scatter matrix in few bytes: its leading directions, and the diagonal of all the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from components.io import Arrays
+
+Matrix = NDArray[np.float64]
+
+_STEPS = 127  # of int8, on either side of zero
+
+
+@dataclass(frozen=True)
+class CompactScatter:
+    """S (d, d) as a factor model: sum over r of energy_r v_r v_r^T, plus a diagonal.
+
+    directions (r, d) int8, each v_r in units of its `step` (r,); energy (r,) and rest (d,) are not negative. Such
+    scatters add up over tasks as full ones do, and their diagonal, hence their trace, is that of S.
+    """
+
+    directions: NDArray[np.int8]
+    step: NDArray[np.float32]
+    energy: NDArray[np.float32]
+    rest: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, scatter: Matrix, rank: int) -> CompactScatter:
+        """With the `rank` leading eigenvectors of a positive semi-definite scatter (d, d); all where d <= rank."""
+        width = len(scatter)
+        energy, vectors = eigh(scatter, subset_by_index=[max(0, width - rank), width - 1])
+        step = (np.abs(vectors).max(axis=0) / _STEPS).astype(np.float32)
+        directions = np.ascontiguousarray(np.rint(vectors / step).T).astype(np.int8)
+        rounded = cls(directions, step, np.maximum(energy, 0).astype(np.float32), np.zeros(width, np.float32))
+        # What rounding takes from the diagonal, or adds to it, is made good here.
+        rest = np.maximum(np.diag(scatter) - np.diag(rounded.matrix()), 0)
+        return cls(rounded.directions, rounded.step, rounded.energy, rest.astype(np.float32))
+
+    def matrix(self) -> Matrix:
+        """The scatter (d, d) that it stands for."""
+        directions = self.directions * self.step[:, None].astype(np.float64)
+        return (directions.T * self.energy) @ directions + np.diag(self.rest.astype(np.float64))
+
+    def to_arrays(self) -> Arrays:
+        """For a safetensors file."""
+        return {"directions": self.directions, "step": self.step, "energy": self.energy, "rest": self.rest}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> CompactScatter:
+        """The inverse of `to_arrays`."""
+        return cls(arrays["directions"], arrays["step"], arrays["energy"], arrays["rest"])

@@ -1,0 +1,105 @@
+"""A signature's files: written whole or not at all, in as few bytes as retrieval can do with (docs/method.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from components.conformal import Calibration
+from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
+from components.scatter import CompactScatter
+from components.signature import Classifier, Mixture, Signature, Statistics, Support
+
+
+def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> None:
+    """Store a signature under `folder`/<task>: its scatter as a factor model of `scatter_rank` directions."""
+    mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
+    scatter = CompactScatter.of(statistics.scatter, scatter_rank)
+    means: Arrays = {"counts": statistics.counts, "means": statistics.means.astype(np.float16)}
+    with atomic_folder(folder / signature.task) as temporary:
+        write_arrays(temporary / "shared.safetensors", means | scatter.to_arrays())
+        write_arrays(temporary / "mixture.safetensors", _mixture_arrays(mixture))
+        # In the space of the embeddings, for people to look at.
+        centroids: Arrays = {"centroids": mixture.centroids.astype(np.float32), "weights": mixture.weights}
+        write_arrays(temporary / "centroids.safetensors", centroids)
+        write_support(temporary / "support.safetensors", signature.support)
+        if signature.trunk_support:
+            write_support(temporary / "trunk_support.safetensors", signature.trunk_support)
+        write_classifier(temporary, classifier)
+        facts = {"task": signature.task, "classes": signature.classes, "centroids": len(mixture.weights)}
+        write_json(temporary / "signature.json", facts)
+
+
+def write_support(path: Path, support: Support) -> None:
+    """Store a support, whose mixture is `rounded`."""
+    write_arrays(path, _mixture_arrays(support.mixture) | {"held_out_scores": support.calibration.scores})
+
+
+def write_classifier(folder: Path, classifier: Classifier) -> None:
+    """Store a classifier in `folder`."""
+    # Scores are sums over hundreds of coordinates: in float16 they would lose what tells close classes apart.
+    arrays: Arrays = {"coef": classifier.coef.astype(np.float32), "intercept": classifier.intercept}
+    write_arrays(folder / "classifier.safetensors", arrays | {"temperature": np.array([classifier.temperature])})
+
+
+def read_signature(folder: Path, task: str) -> Signature:
+    """The signature under `folder`/<task>.
+
+    Raises:
+        IntaglioError: a file is missing or damaged.
+    """
+    facts = read_json(folder / task / "signature.json")
+    shared = read_arrays(folder / task / "shared.safetensors")
+    scatter = CompactScatter.from_arrays(shared).matrix()
+    statistics = Statistics(shared["counts"], shared["means"].astype(np.float64), scatter)
+    return Signature(
+        task,
+        tuple(facts["classes"]),
+        statistics,
+        read_mixture(folder / task),
+        read_support(folder / task / "support.safetensors"),
+        read_support(trunk) if (trunk := folder / task / "trunk_support.safetensors").exists() else None,
+        read_classifier(folder / task),
+    )
+
+
+def read_mixture(folder: Path) -> Mixture:
+    """The mixture of a signature's folder."""
+    return _mixture(read_arrays(folder / "mixture.safetensors"))
+
+
+def read_support(path: Path) -> Support:
+    """The inverse of `write_support`.
+
+    Raises:
+        IntaglioError: the file is missing or damaged.
+    """
+    arrays = read_arrays(path)
+    return Support(_mixture(arrays), Calibration(arrays["held_out_scores"]))
+
+
+def _mixture_arrays(mixture: Mixture) -> Arrays:
+    """The axes, nearly all of a mixture, in float16; `Mixture.rounded` has no more digits either."""
+    arrays = {
+        "weights": mixture.weights,
+        "means": mixture.means,
+        "variances": mixture.variances,
+        "center": mixture.center,
+        "noise": np.array([mixture.noise]),
+    }
+    single: Arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return single | {"axes": mixture.axes.astype(np.float16)}
+
+
+def _mixture(arrays: Arrays) -> Mixture:
+    weights, means, variances, center, axes, noise = (
+        arrays[name].astype(np.float64) for name in ("weights", "means", "variances", "center", "axes", "noise")
+    )
+    return Mixture(weights, means, variances, center, axes, float(noise[0]))
+
+
+def read_classifier(folder: Path) -> Classifier:
+    """The classifier of a signature's folder."""
+    arrays = read_arrays(folder / "classifier.safetensors")
+    return Classifier(arrays["coef"].astype(np.float64), arrays["intercept"], float(arrays["temperature"][0]))

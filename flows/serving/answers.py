@@ -1,0 +1,39 @@
+"""Predictions as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from components.images import ImageError
+from components.predict import Prediction
+from flows.serving.service import Answer, Answers
+
+
+def one_answer(answers: Answers) -> tuple[int, bytes]:
+    """Status and body of a request with one image: 422 where it is broken."""
+    row = answers.rows[0]
+    status = 422 if isinstance(row, ImageError) else 200
+    return status, json.dumps({"model_version": answers.version, **_fields(row)}).encode()
+
+
+def many_answers(answers: Answers) -> bytes:
+    """The body of a request with a list of images: a broken one has an `error`, and disturbs no other."""
+    rows = [_fields(row) for row in answers.rows]
+    return json.dumps({"model_version": answers.version, "predictions": rows}).encode()
+
+
+def _fields(row: Answer) -> Mapping[str, object]:
+    return {"error": str(row)} if isinstance(row, ImageError) else _prediction(row)
+
+
+def _prediction(found: Prediction) -> Mapping[str, object]:
+    return {
+        "task": found.task,
+        "label": found.label,
+        "task_probability": found.task_probability,
+        "probability": found.probability,
+        "p_value": found.p_value,
+        "p_values": dict(found.p_values),
+        "top": [{"task": task, "label": label, "probability": share} for task, label, share in found.top],
+    }

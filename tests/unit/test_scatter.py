@@ -1,0 +1,64 @@
+"""A scatter in few bytes: what it keeps exactly, what it approximates, and that retrieval does not notice."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.retrieve import PooledRetriever
+from components.scatter import CompactScatter
+from components.signature import Statistics
+
+
+def scatter_of(seed: int, images: int, width: int) -> np.ndarray:
+    spread = np.geomspace(10, 0.1, width)
+    x = np.random.default_rng(seed).normal(size=(images, width)) * spread
+    x = x @ np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(width, width)))[0]
+    return x.T @ x
+
+
+@given(seed=st.integers(0, 999), images=st.integers(2, 60), width=st.integers(2, 24), rank=st.integers(1, 30))
+@settings(deadline=None)
+def test_it_is_a_scatter_with_the_same_diagonal(seed: int, images: int, width: int, rank: int) -> None:
+    scatter = scatter_of(seed, images, width)
+    compact = CompactScatter.of(scatter, rank)
+    matrix, scale = compact.matrix(), np.diag(scatter).max()
+    assert np.linalg.eigvalsh(matrix).min() >= -1e-9 * scale
+    # Where rounding overshoots, the diagonal is the rounded one: never lower, at most by the rounding.
+    np.testing.assert_allclose(np.diag(matrix), np.diag(scatter), atol=0.03 * scale)
+    assert (np.diag(matrix) >= np.diag(scatter) - 1e-5 * scale).all()
+
+
+@given(seed=st.integers(0, 999), width=st.integers(2, 24))
+@settings(deadline=None)
+def test_with_every_direction_only_rounding_is_lost(seed: int, width: int) -> None:
+    scatter = scatter_of(seed, 40, width)
+    matrix = CompactScatter.of(scatter, width).matrix()
+    assert np.linalg.norm(matrix - scatter) <= 0.03 * np.linalg.norm(scatter)
+
+
+def test_it_comes_back_from_its_arrays_and_adds_up_like_any_scatter() -> None:
+    parts = [CompactScatter.of(scatter_of(seed, 30, 12), 6) for seed in (0, 5)]
+    again = [CompactScatter.from_arrays(part.to_arrays()).matrix() for part in parts]
+    np.testing.assert_array_equal(sum(again), sum(part.matrix() for part in parts))
+    assert sum(array.nbytes for array in parts[0].to_arrays().values()) < 12 * 13 / 2 * 4
+
+
+def test_retrieval_from_compact_scatters_is_that_from_full_ones() -> None:
+    width, classes, basis = 64, 5, np.linalg.qr(np.random.default_rng(9).normal(size=(64, 64)))[0]
+    spread = np.where(np.arange(width) < 12, 4.0, 0.5)  # a few strong directions, as in embeddings
+    centers = np.random.default_rng(8).normal(size=(4, classes, width)) * 0.25
+    tasks, images, truth = [], [], []
+    for task in range(4):
+        rng = np.random.default_rng(task)
+        labels = np.repeat(np.arange(classes), 60)
+        h = (centers[task][labels] + rng.normal(size=(300, width)) * spread @ basis).astype(np.float32)
+        tasks.append(Statistics.fit(h[::2], labels[::2], classes))
+        images.append(h[1::2])
+        truth += [task] * 150
+    compact = [Statistics(t.counts, t.means, CompactScatter.of(t.scatter, 16).matrix()) for t in tasks]
+    found = [PooledRetriever.fit(way).scores(np.concatenate(images)).argmax(axis=1) for way in (tasks, compact)]
+    accuracy = [(one == np.array(truth)).mean() for one in found]
+    assert 0.5 < accuracy[0] < 1
+    assert accuracy[1] >= accuracy[0] - 0.02
