@@ -54,7 +54,7 @@ def recipe(name: str) -> Recipe:
 
 def _frozen(what: str, signature: Callable[[Workshop, int, Settings], Signature], **grid: Any) -> Recipe:
     def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
-        return RetrieveThenClassify(signature(workshop, seed, settings), NoModules())
+        return RetrieveThenClassify(signature(workshop, seed, settings), NoModules(workshop))
 
     return Recipe(what, make, **grid)
 

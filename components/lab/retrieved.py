@@ -23,6 +23,9 @@ class PerTask(Protocol):
     def embed(self, number: int | None, images: Images) -> Embeddings:
         """(n, d) as the `number`-th task sees them, or as the frozen backbone does (None)."""
 
+    def classifier(self, number: int, task: TaskData) -> Classifier:
+        """Linear discriminant analysis of the `number`-th task's classes, as that task sees its training images."""
+
     def stored_bytes(self) -> int:
         """Size of what it keeps."""
 
@@ -40,8 +43,7 @@ class RetrieveThenClassify:
         number = len(self._classifiers)
         self.modules.learn(task)
         self.signature.add(task, number, self.modules.embed)
-        h = self.modules.embed(number, task.train.images)
-        self._classifiers.append(Classifier.fit(h, task.train.labels, task.classes))
+        self._classifiers.append(self.modules.classifier(number, task))
 
     def predict(self, images: Images) -> Answer:
         """Only the retrieved task's module runs for an image, unless the signature itself asks for others."""

@@ -23,6 +23,7 @@ from components.engine import Engine
 from components.io import read_json, sha256_bytes, sha256_file, write_json
 from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
+from components.signature import Classifier
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
 
@@ -43,6 +44,15 @@ class Workshop:
     folder: Path
     config: Config
     _memory: OrderedDict[str, _Memory] = field(default_factory=OrderedDict)
+    _classifiers: dict[tuple[str | None, str], Classifier] = field(default_factory=dict)
+
+    def classifier(self, name: str | None, task: TaskData) -> Classifier:
+        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once."""
+        key = name, _digest(task)
+        if key not in self._classifiers:
+            h = task.train.images.h0 if name is None else self.embed(name, task.train.images)
+            self._classifiers[key] = Classifier.fit(h, task.train.labels, task.classes)
+        return self._classifiers[key]
 
     def module(self, task: TaskData, previous: str, seed: int) -> str:
         """The name of the task's module that follows `previous` (BASE: none), trained where it does not exist yet."""
@@ -88,11 +98,7 @@ class Workshop:
         return json.dumps([code, backbone, self.config.backbone.model_dump(), self.config.embedding.depths])
 
     def _name(self, task: TaskData, previous: str, seed: int) -> str:
-        images = [
-            [[part.images.corpus.sha256[row] for row in part.images.rows], part.labels.tolist()]
-            for part in (task.train, task.val)
-        ]
-        facts = [self._base, self.config.finetune.model_dump(), images, previous, seed]
+        facts = [self._base, self.config.finetune.model_dump(), _digest(task), previous, seed]
         return f"{task.name}-{sha256_bytes(json.dumps(facts).encode())[:20]}"
 
     def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
@@ -127,6 +133,15 @@ class Workshop:
         return tail_of(engine.vit, tail, images.tokens)
 
 
+def _digest(task: TaskData) -> str:
+    """Names a task's images and their classes."""
+    images = [
+        [[part.images.corpus.sha256[row] for row in part.images.rows], part.labels.tolist()]
+        for part in (task.train, task.val)
+    ]
+    return sha256_bytes(json.dumps(images).encode())
+
+
 def split_of(part: Labelled) -> train.Split:
     """What the training loop takes."""
     return train.Split(part.images.tokens, torch.from_numpy(part.labels))
@@ -150,6 +165,10 @@ class Modules:
         """(n, d) under the module of the `number`-th task, or under the frozen backbone (None)."""
         return images.h0 if number is None else self.workshop.embed(self._names[number], images)
 
+    def classifier(self, number: int, task: TaskData) -> Classifier:
+        """The task's discriminants under its own module."""
+        return self.workshop.classifier(self._names[number], task)
+
     def stored_bytes(self) -> int:
         """All adapters."""
         return self.workshop.stored_bytes(self._names)
@@ -159,12 +178,18 @@ class Modules:
 class NoModules:
     """Every task is predicted under the frozen backbone."""
 
+    workshop: Workshop
+
     def learn(self, task: TaskData) -> None:
         """Nothing to learn."""
 
     def embed(self, number: int | None, images: Images) -> Embeddings:
         """h_0 of images, whatever the task."""
         return images.h0
+
+    def classifier(self, number: int, task: TaskData) -> Classifier:
+        """The task's discriminants on h_0."""
+        return self.workshop.classifier(None, task)
 
     def stored_bytes(self) -> int:
         """Nothing."""
