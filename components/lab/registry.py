@@ -62,7 +62,7 @@ def _frozen(what: str, signature: Callable[[Workshop, int, Settings], Signature]
 def _adapted(what: str, signature: Callable[[Workshop, int, Settings], Signature], composed: bool) -> Recipe:
     def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
         modules: PerTask = Modules(workshop, seed, composed)
-        return RetrieveThenClassify(signature(workshop, seed, settings), modules)
+        return RetrieveThenClassify(signature(workshop, seed, settings), modules, adapted_part_only=True)
 
     return Recipe(what, make, adapted=True)
 

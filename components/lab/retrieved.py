@@ -33,6 +33,7 @@ class RetrieveThenClassify:
 
     signature: Signature
     modules: PerTask
+    adapted_part_only: bool = False  # what the trunk sees is the same to all tasks, and only adds to what LDA must fit
     _classifiers: list[Classifier] = field(default_factory=list)
 
     def learn(self, task: TaskData) -> None:
@@ -40,7 +41,8 @@ class RetrieveThenClassify:
         number = len(self._classifiers)
         self.modules.learn(task)
         self.signature.add(task, number, self.modules.embed)
-        h = self.modules.embed(number, task.train.images)
+        start = task.train.images.corpus.trunk_width if self.adapted_part_only else 0
+        h = self.modules.embed(number, task.train.images)[:, start:]
         self._classifiers.append(Classifier.fit(h, task.train.labels, task.classes))
 
     def predict(self, images: Images) -> Answer:
