@@ -25,9 +25,9 @@ from components.modules import LINEAR_LAYERS, LowRank, Matrix, Module, orthonorm
 
 
 class _Product(torch.autograd.Function):
-    """y = x W^T + bias + (x A^T) diag(1, s) B^T, where the last len(s) directions of A, B are the frozen past.
+    """y = x W^T + bias + (x A^T) diag(1, s) B, where the last q directions of A and B are the frozen past.
 
-    x (n, in), weight (out, in), bias (out,), a (r, in), b (out, r), s (q,), old_a (q, in), old_b (out, q), of one dtype
+    x (n, in), weight (out, in), bias (out,), a (r, in), b (r, out), s (q,), old_a (q, in), old_b (q, out), of one dtype
     -> (n, out).
     """
 
@@ -43,23 +43,23 @@ class _Product(torch.autograd.Function):
         old_a: Tensor,
         old_b: Tensor,
     ) -> Tensor:
-        down, up = torch.cat([a, old_a]), torch.cat([b, old_b], dim=1)
+        down, up = torch.cat([a, old_a]), torch.cat([b, old_b])
         inner = x @ down.T
-        scaled = torch.cat([inner[:, : len(a)], inner[:, len(a) :] * s], dim=1) if len(s) else inner
         ctx.save_for_backward(x, weight, down, up, s, inner)
-        ctx.rank = len(a)
-        return functional.linear(x, weight, bias).addmm_(scaled, up.T)
+        if len(s):
+            up = torch.cat([b, old_b * s[:, None]])
+        return functional.linear(x, weight, bias).addmm_(inner, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, s, inner = ctx.saved_tensors
-        rank, outer = ctx.rank, dy @ up
-        ds = (outer[:, rank:] * inner[:, rank:]).sum(dim=0) if len(s) else torch.zeros_like(s)
+        rank, outer, ds = len(down) - len(s), dy @ up.T, None
         if len(s):
+            ds = (outer[:, rank:] * inner[:, rank:]).sum(dim=0)
             outer[:, rank:] *= s
         dx = (dy @ weight).addmm_(outer, down) if ctx.needs_input_grad[0] else None
-        return dx, None, None, outer[:, :rank].T @ x, dy.T @ inner[:, :rank], ds, None, None
+        return dx, None, None, outer[:, :rank].T @ x, inner[:, :rank].T @ dy, ds, None, None
 
 
 def outside(factor: Tensor, basis: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class AdaptedLinear(nn.Module):
             "weight": base.weight.detach().to(dtype),
             "bias": None if base.bias is None else base.bias.detach().to(dtype),
             "old_a": torch.from_numpy(past.a).to(dtype),
-            "old_b": torch.from_numpy(past.b).to(dtype),
+            "old_b": torch.from_numpy(past.b.T).to(dtype).contiguous(),
             "basis_a": torch.from_numpy(orthonormal_basis(past.a.T)),
             "basis_b": torch.from_numpy(orthonormal_basis(past.b)),
         }
@@ -103,14 +103,14 @@ class AdaptedLinear(nn.Module):
         self.to(device)
 
     def component(self) -> tuple[Tensor, Tensor]:
-        """The new component's factors b (out, r) and a (r, in), float32, orthogonal to the past."""
+        """The new component's factors a (r, in) and b (r, out), float32, orthogonal to the past."""
         with torch.autocast(self.a.device.type, enabled=False):
-            return outside(self.b, self.basis_b).T, outside(self.a, self.basis_a)
+            return outside(self.a, self.basis_a), outside(self.b, self.basis_b)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, in) -> (n, tokens, out), in the layer's dtype."""
         dtype = self.weight.dtype
-        b, a = self.component()
+        a, b = self.component()
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             y = _Product.apply(  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ class Trainable:
     def component(self) -> dict[str, LowRank]:
         """The new component alone, as (B_k, A_k) per layer."""
         factors = {name: layer.component() for name, layer in self.layers.items()}
-        return {name: LowRank(_array(b), _array(a)) for name, (b, a) in factors.items()}
+        return {name: LowRank(_array(b.T), _array(a)) for name, (a, b) in factors.items()}
 
     def reuse(self, threshold: float) -> dict[str, Matrix]:
         """s per layer, entries below `threshold` as exact zeros; empty without a past."""

@@ -19,6 +19,8 @@ from components.errors import IntaglioError
 from components.training_state import Epoch, TrainingState, merit
 from components.trunk_cache import Tokens
 
+_DIVERGED = 2.0  # times the loss of a guess
+
 
 @dataclass(frozen=True)
 class Split:
@@ -59,7 +61,7 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
     with the same number of threads, the values in the end are the same to the last bit.
 
     Raises:
-        IntaglioError: the loss is not finite.
+        IntaglioError: the loss is not finite, or training diverged.
     """
     settings, vit = lesson.settings, lesson.vit
     parameters = lesson.trained.parameters()
@@ -69,8 +71,9 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
         print(f"finetune {lesson.task}: goes on after step {state.step} of {lesson.steps}", flush=True)
     progress = Progress(f"finetune {lesson.task}: epochs", settings.epochs, every=0)
     while not _finished(state, settings):
-        epoch = _train_epoch(lesson, state, checkpoints)
+        epoch = train_epoch(lesson, state, checkpoints)
         progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
+    _check_learned(lesson, state.history)
     state.take_best()
     return state.history
 
@@ -82,7 +85,7 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
     return done - min(state.history, key=merit).epoch >= settings.patience
 
 
-def _train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
+def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
     """The rest of the epoch that `state` stands in, and its validation."""
     number = len(state.history) + 1
     for tokens, labels in _batches(lesson, lesson.train, state.order[state.position :]):
@@ -108,13 +111,38 @@ def _step(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) 
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
-    loss = _loss(lesson, state.head, tokens, labels)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = _gradients(lesson, state, tokens, labels)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
-    return float(loss.detach())
+    return loss
+
+
+def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) -> float:
+    """The loss of a batch and its gradients, in parts where the device has no memory for all of it at once.
+
+    The gradients of the parts add up to those of the batch, so that the memory changes only their last bits.
+
+    Raises:
+        IntaglioError: the memory does not even hold one image.
+    """
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            total = 0.0
+            for part, answers in zip(tokens.split(state.part), labels.split(state.part), strict=True):
+                loss = _loss(lesson, state.head, part, answers) * (len(answers) / len(labels))
+                loss.backward()
+                total += float(loss.detach())
+            return total
+        except torch.OutOfMemoryError:
+            held = min(state.part, len(labels))
+            if held == 1:
+                raise _too_large(lesson) from None
+        state.part = (held + 1) // 2  # outside the handler, whose traceback would keep the failed part in memory
+        print(f"finetune {lesson.task}: out of memory, going on with {state.part} images at once", flush=True)
+        if lesson.vit.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -153,6 +181,34 @@ def rate(step: int, steps: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _too_large(lesson: Lesson) -> IntaglioError:
+    return IntaglioError(
+        f"task {lesson.task!r}: {lesson.vit.device} has too little memory to train on a single image; "
+        "lower backbone.adapted_blocks or backbone.image_size, or set device: cpu"
+    )
+
+
+def _check_learned(lesson: Lesson, history: list[Epoch]) -> None:
+    """Refuse a module from a training that diverged: all its epochs are then noise, the best one included.
+
+    The head starts at zero, so the loss starts at log(classes), what a guess has. A rate that is merely high brings it
+    below that in the end, when the schedule has lowered it.
+    """
+    guess, last = math.log(lesson.classes), history[-1]
+    if last.train_loss > _DIVERGED * guess:
+        settings = lesson.settings
+        raise IntaglioError(
+            f"task {lesson.task!r}: training diverged: after {last.epoch} epochs the loss is {last.train_loss:.3g}, "
+            f"where a guess has {guess:.3g}; lower finetune.learning_rate (now {settings.learning_rate:g}) "
+            f"or finetune.head_learning_rate (now {settings.head_learning_rate:g})"
+        )
+    if min(epoch.train_loss for epoch in history) > guess:
+        print(
+            f"warning: task {lesson.task!r}: the loss never fell below a guess's ({guess:.3g}); see its curve",
+            flush=True,
+        )
 
 
 def _not_finite(lesson: Lesson, epoch: int, step: int) -> IntaglioError:

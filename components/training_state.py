@@ -33,7 +33,8 @@ class TrainingState:
     """Where training stands.
 
     `order` (n,) is this epoch's shuffle of the n images, `position` how many of them were seen, `loss_sum` the loss
-    summed over those. `best` are the parameters after the best epoch of `history`.
+    summed over those. `part` is how many images of a batch are computed at once: what the device's memory was found to
+    hold. `best` are the parameters after the best epoch of `history`.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -41,6 +42,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     order: Tensor
+    part: int
     step: int = 0
     position: int = 0
     loss_sum: float = 0.0
@@ -61,7 +63,8 @@ class TrainingState:
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         generator = torch.Generator().manual_seed(seed)
-        return cls(parameters, head, optimizer, generator, torch.randperm(images, generator=generator))
+        order = torch.randperm(images, generator=generator)
+        return cls(parameters, head, optimizer, generator, order, settings.batch_size)
 
     @property
     def learned(self) -> list[nn.Parameter]:

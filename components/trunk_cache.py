@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from components.backbone import Vit, autocast
 from components.config import Cache
-from components.embed import BATCH, Embeddings, Pixels, Progress, pixel_batches
+from components.embed import Embeddings, Pixels, Progress, pixel_batches
 from components.errors import IntaglioError
 from components.images import Limits
 from components.io import Arrays, sweep, write_arrays
@@ -35,6 +35,7 @@ Rows = NDArray[np.int64]
 HalfTokens = NDArray[np.float16]
 
 FOLDER = ".intaglio/trunk"  # in the project
+BATCH = 32  # images a pass; what is missing of a last one is computed in vain
 SEGMENT_BYTES = 64 * 2**20  # what a killed writer loses at most, and the grain of what is evicted
 _FORMAT = 1  # of the segments, and of the way from a file to pixels: a new number forgets all old entries
 _DTYPES = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
@@ -201,7 +202,7 @@ def _compute(vit: Vit, paths: Sequence[Path], images: Sequence[bytes], limits: L
     progress, done, start, size = Progress(f"{what}: trunk", len(paths)), 0, 0, 0
     batches: list[tuple[HalfTokens, Embeddings]] = []
     digests = [image.hex() for image in images]
-    for pixels in pixel_batches(paths, vit.image_size, limits, digests=digests):
+    for pixels in pixel_batches(paths, vit.image_size, limits, BATCH, digests):
         batches.append(_forward(vit, pixels))
         size += batches[-1][0].nbytes + batches[-1][1].nbytes
         done += len(pixels)

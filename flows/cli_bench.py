@@ -37,6 +37,23 @@ def inference(
 
 
 @bench.command()
+def train(
+    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
+    blocks: Annotated[int, typer.Option(min=1, help="Last blocks that carry modules.")] = 4,
+    images: Annotated[int, typer.Option(min=2, help="Images to train on, at most.")] = 512,
+    epochs: Annotated[int, typer.Option(min=2, help="Epochs of every way; the first is counted apart.")] = 4,
+    tasks: Annotated[int, typer.Option(min=0, help="Measure the cost of task t up to this one.")] = 50,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
+) -> None:
+    """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
+    from components.bench_train import bench_train
+    from components.io import write_json
+    from flows.settings import find_root
+
+    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory))
+
+
+@bench.command()
 def serve(
     report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
     bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,

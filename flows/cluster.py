@@ -26,6 +26,7 @@ _WORKERS = 2
 _DEATHS = 5  # workers that may die over one chunk before its files are tried one by one
 _CONNECT = 30  # seconds
 _ANY_PORT = "127.0.0.1:0"
+_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # the command ends its workers itself
 
 
 def answers_by_cluster(request: Request, paths: Iterator[str]) -> Iterator[Answer]:
@@ -100,6 +101,7 @@ def _client(request: Request) -> Iterator[Any]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS,
+        "distributed.worker.preload": [_IGNORE_CTRL_C],
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
     }
     with (

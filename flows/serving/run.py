@@ -133,6 +133,8 @@ class _Process:
             self.fatal = follower.trouble
             self._stop()
             return
+        if self._service.draining:
+            return
         print(f"ready: version {follower.model.version} on {self._address}", flush=True)
         follower.follow()
 

@@ -99,7 +99,8 @@ def test_the_predictor_agrees_with_the_evaluation(learned: Path, config: Config,
     assert [one.task for one in found] == table["retrieved_task"].tolist()
     assert [one.label for one in found] == table["predicted_label"].tolist()
     np.testing.assert_allclose([one.p_value for one in found], table["p_value"], atol=0.03)
-    np.testing.assert_allclose([one.probability for one in found], table["probability"], atol=1e-4)
+    # The evaluation reads the trunk's outputs from the cache, where they are float16.
+    np.testing.assert_allclose([one.probability for one in found], table["probability"], atol=2e-3)
 
 
 def predict(root: Path, config: Config, table: pd.DataFrame, batch: int) -> list[Prediction]:

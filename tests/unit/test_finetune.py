@@ -6,13 +6,17 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from components.backbone import Vit
 from components.config import Config
 from components.errors import IntaglioError
 from components.finetune import finetune
 from components.io import read_json, sha256_file
+from components.modules import read_component
 from components.train import rate
 
 
@@ -79,3 +83,41 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     assert max(rates) == rates[10] == 1
     assert rates[100] == pytest.approx(0)
     assert all(late <= early for early, late in pairwise(rates[10:]))
+
+
+def out_of_memory_above(images: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that holds the tail's activations of so many images at once; returns the parts that were tried."""
+    tail, tried = Vit.tail, list[int]()
+
+    def limited(vit: Vit, tokens: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            tried.append(len(tokens))
+            if len(tokens) > images:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return tail(vit, tokens)
+
+    monkeypatch.setattr(Vit, "tail", limited)
+    return tried
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(
+    learned: Path, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_json(learned / "reports/finetune/high.json")
+    whole = read_component(learned / "models/modules/high")
+    tried = out_of_memory_above(5, monkeypatch)
+    finetune(learned, config, "high")
+    assert tried[:3] == [16, 8, 4]
+    assert max(tried[3:]) == 4
+    assert "out of memory, going on with 4 images at once" in capsys.readouterr().out
+    assert read_json(learned / "reports/finetune/high.json")["train_loss"] == pytest.approx(before["train_loss"], 1e-3)
+    for layer, update in read_component(learned / "models/modules/high").items():
+        np.testing.assert_allclose(update.b @ update.a, whole[layer].b @ whole[layer].a, atol=2e-3)
+
+
+def test_a_device_that_holds_no_image_is_an_error(
+    learned: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_above(0, monkeypatch)
+    with pytest.raises(IntaglioError, match="'high': cpu has too little memory to train on a single image"):
+        finetune(learned, config, "high")

@@ -1,0 +1,296 @@
+"""What an epoch of fine-tuning costs: ours with and without the trunk's cache, and the PEFT loop a user would write.
+
+Every way learns the same images in the same batches with the same optimizer, schedule, head and loss, and validates
+after each epoch; the rivals have the images decoded in memory. The ways take turns, an epoch each, so that a busy
+machine slows all of them alike. Memory is measured in a fresh process each.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from components.adapt import attach
+from components.backbone import Vit, autocast, choose_device, load_vit
+from components.bench_chain import task_cost
+from components.checkpoint import Checkpoints
+from components.config import Backbone, Config, Finetune, load_config
+from components.embed import Pixels, pixel_batches
+from components.images import Limits
+from components.manifest import read_manifest, split_of
+from components.modules import LINEAR_LAYERS
+from components.train import Lesson, Split, rate, train_epoch
+from components.training_state import TrainingState
+from components.trunk_cache import HalfTokens, Rows, Tokens, TrunkCache, trunk_outputs
+from components.vision import LoraConfig, get_peft_model
+
+WAYS = ("cached", "uncached", "peft_same_blocks", "peft_all_blocks", "frozen_forward")
+Row = dict[str, Any]
+Epoch = Callable[[], float]  # trains for one epoch and validates; returns the mean training loss
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a task: its files, their sha256, their pixels (n, size, size, 3), and labels (n,) int64."""
+
+    paths: list[Path]
+    digests: list[str]
+    pixels: Pixels
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all ways share."""
+
+    root: Path
+    backbone: Backbone
+    finetune: Finetune
+    limits: Limits
+    device: torch.device
+    train: Images
+    val: Images
+    classes: int
+
+    def vit(self) -> Vit:
+        """A backbone of one's own."""
+        return load_vit(self.root / "models/backbone", self.backbone, (self.backbone.depth,), self.device)
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """Stands for Tokens: the trunk runs whenever a batch is read."""
+
+    vit: Vit
+    pixels: Pixels
+
+    def __getitem__(self, rows: Rows) -> HalfTokens:
+        with torch.inference_mode(), autocast(self.vit):
+            return cast(HalfTokens, self.vit.trunk(self.pixels[rows])[0].half().cpu().numpy())
+
+
+def bench_train(
+    root: Path, blocks: int = 4, images: int = 512, epochs: int = 4, tasks: int = 50, memory: bool = True
+) -> Row:
+    """Measure every way on the largest task of the project at `root`, whose stage `validate` has run.
+
+    Args:
+        root: a project with models/backbone, data/ and params.yaml.
+        blocks: the last ones, m, which carry modules.
+        images: to train on, at most.
+        epochs: of every way; the figures are medians of those after the first.
+        tasks: t of the last task whose cost is measured; 0: none.
+        memory: whether to measure peak memory, one fresh process for each way.
+    """
+    setting = _setting(root, blocks, images, epochs)
+    with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
+        rows = _measure(setting, Path(scratch), epochs)
+        cost = task_cost(_lesson(setting, Path(scratch)), setting.vit, Path(scratch) / "modules", tasks)
+    by_method = {row["method"]: row for row in rows}
+    slow = by_method["peft_same_blocks"]
+    for row in rows:
+        row["speedup_over_peft_same_blocks"] = round(slow["epoch_seconds"] / row["epoch_seconds"], 3)
+        row["peak_memory_mb"] = _peak_memory(root, blocks, row["method"]) if memory else None
+        print(_line(row), flush=True)
+    return {
+        "device": f"{torch.get_num_threads()} threads of {_cpu()}" if setting.device.type == "cpu" else "cuda",
+        "backbone": setting.backbone.model_dump(include={"model", "image_size", "depth", "adapted_blocks"}),
+        "images": len(setting.train.labels),
+        "val_images": len(setting.val.labels),
+        "batch_size": setting.finetune.batch_size,
+        "epochs": epochs,
+        "rows": rows,
+        "first_epoch_speedup": round(slow["first_epoch_seconds"] / by_method["cached"]["first_epoch_seconds"], 3),
+        **cost,
+    }
+
+
+def _setting(root: Path, blocks: int, images: int, epochs: int) -> Setting:
+    config = load_config(root / "params.yaml")
+    tables = {task: read_manifest(root, task) for task in config.tasks}
+    task = max(tables, key=lambda name: len(split_of(tables[name], "train")))
+    backbone = config.backbone.model_copy(update={"adapted_blocks": blocks})
+    classes = sorted(tables[task]["label"].unique())
+    train, val = split_of(tables[task], "train"), split_of(tables[task], "val")
+    share = min(1.0, images / len(train))
+    return Setting(
+        root,
+        backbone,
+        config.finetune.model_copy(update={"epochs": epochs, "patience": epochs}),
+        Limits.of(config.data),
+        choose_device(config.device),
+        _read(root, config, task, train, share, classes),
+        _read(root, config, task, val, share, classes),
+        len(classes),
+    )
+
+
+def _read(root: Path, config: Config, task: str, table: pd.DataFrame, share: float, classes: list[str]) -> Images:
+    rows = table.sample(frac=share, random_state=0)
+    paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
+    pixels = np.concatenate(list(pixel_batches(paths, config.backbone.image_size, Limits.of(config.data))))
+    labels = torch.tensor([classes.index(label) for label in rows["label"]], dtype=torch.int64)
+    return Images(paths, rows["sha256"].tolist(), pixels, labels)
+
+
+def _measure(setting: Setting, scratch: Path, epochs: int) -> list[Row]:
+    ways: dict[str, Epoch] = {}
+    seconds: dict[str, list[float]] = {}
+    for way in WAYS:
+        start = time.perf_counter()
+        ways[way] = way_of(way, setting, scratch)
+        # What the cached way prepares, the trunk of every image, is a part of its first epoch; loading is nobody's.
+        seconds[way] = [time.perf_counter() - start if way == "cached" else 0.0]
+    losses: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(epochs):
+        for way, epoch in ways.items():
+            start = time.perf_counter()
+            losses[way].append(epoch())
+            spent = time.perf_counter() - start
+            seconds[way] = [seconds[way][0] + spent] if number == 0 else [*seconds[way], spent]
+    images = len(setting.train.labels)
+    return [
+        {
+            "method": way,
+            "images_per_second": round(images / statistics.median(seconds[way][1:] or seconds[way]), 2),
+            "epoch_seconds": round(statistics.median(seconds[way][1:] or seconds[way]), 4),
+            "first_epoch_seconds": round(seconds[way][0], 4),
+            "loss": None if math.isnan(losses[way][-1]) else round(losses[way][-1], 4),
+        }
+        for way in WAYS
+    ]
+
+
+def way_of(way: str, setting: Setting, scratch: Path) -> Epoch:
+    """One of WAYS, ready to run its first epoch, with a backbone of its own."""
+    if way == "frozen_forward":
+        return _forward(setting)
+    if way.startswith("peft"):
+        return _peft(setting, setting.backbone.depth if way == "peft_all_blocks" else setting.backbone.adapted_blocks)
+    return _ours(_lesson(setting, scratch, cached=way == "cached"), scratch)
+
+
+def _lesson(setting: Setting, scratch: Path, cached: bool = True) -> Lesson:
+    vit = setting.vit()
+    splits = []
+    for name, images in (("train", setting.train), ("val", setting.val)):
+        tokens: Tokens | _Fresh = _Fresh(vit, images.pixels)
+        if cached:
+            cache = TrunkCache(scratch / "trunk", 10**12)
+            tokens, _ = trunk_outputs(vit, images.paths, images.digests, setting.limits, cache, f"bench {name}")
+        splits.append(Split(cast(Tokens, tokens), images.labels))
+    trained = attach(vit, {}, setting.finetune, seed=0)
+    return Lesson("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, 0)
+
+
+def _ours(lesson: Lesson, scratch: Path) -> Epoch:
+    """The product's own loop."""
+    width, images = 2 * lesson.vit.width, len(lesson.train)
+    state = TrainingState.begin(lesson.trained.parameters(), width, lesson.classes, images, lesson.settings, 0)
+    never = Checkpoints(scratch / "checkpoints", every=math.inf)
+    return lambda: train_epoch(lesson, state, never).train_loss
+
+
+def _peft(setting: Setting, blocks: int) -> Epoch:
+    """LoRA of PEFT on the last `blocks` blocks, and the loop of its examples: the whole network in every step."""
+    vit, settings, random = setting.vit(), setting.finetune, torch.Generator().manual_seed(0)
+    numbers = "|".join(str(number) for number in range(setting.backbone.depth - blocks, setting.backbone.depth))
+    layers = "|".join(layer.replace(".", r"\.") for layer in LINEAR_LAYERS)
+    torch.manual_seed(0)
+    rank = settings.rank
+    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"blocks\.({numbers})\.({layers})")
+    model = get_peft_model(vit.model, lora)
+    head = nn.Linear(2 * vit.width, setting.classes).to(vit.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": learned, "lr": settings.learning_rate},
+        {"params": list(head.parameters()), "lr": settings.head_learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    count = len(setting.train.labels)
+    steps = math.ceil(count / settings.batch_size) * settings.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, settings.warmup_fraction))
+
+    def loss_of(rows: NDArray[np.int64], images: Images, smoothing: float) -> Tensor:
+        with autocast(vit):
+            logits = head(vit.tail(vit.trunk(images.pixels[rows])[0])).float()
+        return functional.cross_entropy(logits, images.labels[rows].to(vit.device), label_smoothing=smoothing)
+
+    def epoch() -> float:
+        total = 0.0
+        for batch in torch.randperm(count, generator=random).split(settings.batch_size):
+            loss = loss_of(batch.numpy(), setting.train, settings.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_([*learned, *head.parameters()], settings.gradient_clip)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(batch)
+        with torch.no_grad():
+            for batch in torch.arange(len(setting.val.labels)).split(settings.batch_size):
+                loss_of(batch.numpy(), setting.val, 0.0).item()
+        return total / count
+
+    return epoch
+
+
+def _forward(setting: Setting) -> Epoch:
+    """The limit of anything that looks at every image: the frozen network, once over both splits."""
+    vit = setting.vit()
+
+    def epoch() -> float:
+        with torch.inference_mode(), autocast(vit):
+            for images in (setting.train, setting.val):
+                for batch in torch.arange(len(images.labels)).split(setting.finetune.batch_size):
+                    vit.tail(vit.trunk(images.pixels[batch.numpy()])[0]).cpu()
+        return math.nan
+
+    return epoch
+
+
+def _peak_memory(root: Path, blocks: int, way: str) -> float:
+    """Largest resident set of a fresh process that trains two steps in one way, in MB."""
+    command = [sys.executable, "-m", "components.bench_train", str(root), str(blocks), way]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _two_steps(root: Path, blocks: int, way: str) -> None:
+    setting = _setting(root, blocks, 2 * load_config(root / "params.yaml").finetune.batch_size, 1)
+    with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
+        way_of(way, setting, Path(scratch))()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _line(row: Row) -> str:
+    memory = "" if row["peak_memory_mb"] is None else f", {row['peak_memory_mb']:.0f} MB"
+    loss = "" if row["loss"] is None else f", loss {row['loss']:.4f}"
+    ratio = f"{row['speedup_over_peft_same_blocks']:.2f} times peft_same_blocks"
+    return f"{row['method']:<17}{row['images_per_second']:8.1f} images/s, {ratio}{loss}{memory}"
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
+
+
+if __name__ == "__main__":
+    _two_steps(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,23 @@
+"""The benchmark of training on a small stream: the same work in every way, at another price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.bench_train import WAYS, bench_train
+
+
+def test_every_way_learns_the_same(stream: Path) -> None:
+    found = bench_train(stream, blocks=2, images=32, epochs=2, tasks=3, memory=False)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert tuple(rows) == WAYS
+    assert found["images"] == 32
+    assert all(row["images_per_second"] > 0 and row["epoch_seconds"] > 0 for row in rows.values())
+    assert rows["cached"]["loss"] == pytest.approx(rows["uncached"]["loss"], rel=1e-3)
+    assert rows["cached"]["loss"] == pytest.approx(rows["peft_same_blocks"]["loss"], rel=0.1)
+    assert rows["frozen_forward"]["loss"] is None
+    assert rows["peft_same_blocks"]["speedup_over_peft_same_blocks"] == 1
+    assert [row["task"] for row in found["task_cost"]] == [1, 2, 3]
+    assert found["task_cost_ratio"] > 0
