@@ -47,10 +47,14 @@ class Workshop:
     _classifiers: dict[tuple[str | None, str], Classifier] = field(default_factory=dict)
 
     def classifier(self, name: str | None, task: TaskData) -> Classifier:
-        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once."""
+        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once.
+
+        Under a module, of the coordinates that it adapts: what the trunk sees is the same to all tasks.
+        """
         key = name, _digest(task)
         if key not in self._classifiers:
-            h = task.train.images.h0 if name is None else self.embed(name, task.train.images)
+            images = task.train.images
+            h = images.h0 if name is None else self.embed(name, images)[:, images.corpus.trunk_width :]
             self._classifiers[key] = Classifier.fit(h, task.train.labels, task.classes)
         return self._classifiers[key]
 
