@@ -59,6 +59,7 @@ def _identity(request: Request) -> dict[str, Any]:
         "column": inputs.column,
         "top": request.top,
         "force": request.force,
+        "precision": request.precision,
     }
 
 

@@ -107,7 +107,7 @@ def test_a_file_that_kills_its_worker_gets_an_error(bundle: Path, cluster: Local
 
 
 def test_a_worker_that_sees_another_bundle(bundle: Path) -> None:
-    recipe = Recipe(bundle, "of another bundle", Path(), "cpu", 1, False)
+    recipe = Recipe(bundle, "of another bundle", Path(), "cpu", "auto", 1, False)
     with pytest.raises(IntaglioError, match="another bundle than the one on the client's disk"):
         answer_chunk(recipe, ["a.png"])
 
