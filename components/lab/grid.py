@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from components import retrieve, signature
+from components import retrieve, scatter, signature
 from components.backbone import choose_device, load_vit
 from components.config import Config
 from components.images import Limits
@@ -133,7 +133,9 @@ class Bench:
 def _code() -> str:
     """Hash of what a cell's result is made by, as it was when this process began."""
     here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in _MAKERS] + [Path(str(module.__file__)) for module in (retrieve, signature)]
+    files = [here / f"{name}.py" for name in _MAKERS] + [
+        Path(str(module.__file__)) for module in (retrieve, scatter, signature)
+    ]
     return sha256_bytes("".join(sha256_file(path) for path in files).encode())
 
 

@@ -67,6 +67,10 @@ def _adapted(what: str, signature: Callable[[Workshop, int, Settings], Signature
     return Recipe(what, make, adapted=True)
 
 
+def _as_served(workshop: Workshop) -> Signature:
+    return PooledClasses(compact=workshop.compact_statistics, rank=workshop.config.signature.scatter_rank)
+
+
 _SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": value} for value in (1e-4, 1e-3, 1e-2, 1e-1)))
 _RIDGE = tuple({"width": width, "ridge": ridge} for width in (2000, 4000) for ridge in (1e-4, 1e-3, 1e-2, 1e-1))
 _CLUSTERS: tuple[Settings, ...] = ({"count": 5}, {"count": 20})
@@ -112,10 +116,12 @@ METHODS: dict[str, Recipe] = {
         composed=True,
     ),
     "intaglio": _adapted(
-        "composed modules, pooled covariance on h_0 (ours)", lambda w, s, h: PooledClasses(), composed=True
+        "composed modules, pooled covariance on h_0 (ours, as served)", lambda w, s, h: _as_served(w), composed=True
     ),
-    "intaglio_own": _adapted("the same, no module reuses another", lambda w, s, h: PooledClasses(), composed=False),
-    "intaglio_frozen": _frozen("the same retrieval, no modules", lambda w, s, h: PooledClasses()),
+    "intaglio_own": _adapted("the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False),
+    "intaglio_frozen": _frozen(
+        "the same retrieval with all of the scatter, no modules", lambda w, s, h: PooledClasses()
+    ),
     "signature_mean": _frozen("signature: the task's mean", lambda w, s, h: Centroids(1, s)),
     "signature_kmeans": _frozen(
         "signature: k-means centroids", lambda w, s, h: Centroids(h["count"], s), grid=_CLUSTERS

@@ -54,15 +54,24 @@ def last_part(images: Images) -> Embeddings:
 
 @dataclass
 class PooledClasses:
-    """Class means with one within-class covariance pooled over all tasks (components/retrieve.py)."""
+    """Class means with one within-class covariance pooled over all tasks (components/retrieve.py).
+
+    `compact` makes a task's scatter one of `rank` directions and a diagonal, as it is served; None: all of it is kept.
+    """
 
     view: View = whole
+    compact: Callable[[TaskData], Statistics] | None = None
+    rank: int = 0
     _tasks: list[Statistics] = field(default_factory=list)
     _fitted: LinearRetriever | None = None  # as it is served
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
         """Add the task's counts, means and scatter."""
-        self._tasks.append(Statistics.fit(self.view(task.train.images), task.train.labels, task.classes))
+        if self.compact is None:
+            found = Statistics.fit(self.view(task.train.images), task.train.labels, task.classes)
+        else:
+            found = self.compact(task)
+        self._tasks.append(found)
         self._fitted = None
 
     def scores(self, images: Images, embed: Embed) -> Matrix:
@@ -72,9 +81,12 @@ class PooledClasses:
         return self._fitted.scores(self.view(images))
 
     def stored_bytes(self) -> int:
-        """All class means and one triangle of the scatter."""
+        """All class means; and one triangle of the pooled scatter, or each task's compact one."""
         width = self._tasks[0].means.shape[1] if self._tasks else 0
-        return 4 * (sum(task.means.size for task in self._tasks) + width * (width + 1) // 2)
+        means = 4 * sum(task.means.size for task in self._tasks)
+        if self.compact is None:
+            return means + 4 * (width * (width + 1) // 2)
+        return means + len(self._tasks) * (self.rank * (width + 8) + 4 * width)
 
 
 @dataclass

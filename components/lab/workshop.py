@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from components.engine import Engine
 from components.io import read_json, sha256_bytes, sha256_file, write_json
 from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
-from components.signature import Classifier
+from components.scatter import CompactScatter
+from components.signature import Classifier, Statistics
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
 
@@ -45,18 +46,26 @@ class Workshop:
     config: Config
     _memory: OrderedDict[str, _Memory] = field(default_factory=OrderedDict)
     _classifiers: dict[tuple[str | None, str], Classifier] = field(default_factory=dict)
+    _statistics: dict[str, Statistics] = field(default_factory=dict)
 
     def classifier(self, name: str | None, task: TaskData) -> Classifier:
-        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once.
-
-        Under a module, of the coordinates that it adapts: what the trunk sees is the same to all tasks.
-        """
+        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once."""
         key = name, _digest(task)
         if key not in self._classifiers:
-            images = task.train.images
-            h = images.h0 if name is None else self.embed(name, images)[:, images.corpus.trunk_width :]
+            h, width = task.train.images.h0, task.train.images.corpus.trunk_width
+            if name is not None:  # what no module changes is the same in all tasks, and retrieves: components/sign.py
+                h = self.embed(name, task.train.images)[:, width:]
             self._classifiers[key] = Classifier.fit(h, task.train.labels, task.classes)
         return self._classifiers[key]
+
+    def compact_statistics(self, task: TaskData) -> Statistics:
+        """Of h_0, the scatter reduced to what the pipeline stores of it."""
+        key = _digest(task)
+        if key not in self._statistics:
+            found = Statistics.fit(task.train.images.h0, task.train.labels, task.classes)
+            scatter = CompactScatter.of(found.scatter, self.config.signature.scatter_rank).matrix()
+            self._statistics[key] = replace(found, scatter=scatter)
+        return self._statistics[key]
 
     def module(self, task: TaskData, previous: str, seed: int) -> str:
         """The name of the task's module that follows `previous` (BASE: none), trained where it does not exist yet."""
