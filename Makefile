@@ -1,4 +1,5 @@
 # make run: set up, then run the pipeline once.  make test: set up with the development tools, then every check.
+# make crash: over a hundred runs on a tiny stream, each killed at random and resumed (half an hour on two idle cores).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # uv takes seconds where pip takes minutes. It reads its own variable for a folder of local wheels: pip's setting, where
@@ -7,7 +8,7 @@ install = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.v
 	$(BIN)/uv pip install -q --system-certs --compile-bytecode -c constraints.txt -e '$(1)' || \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '$(1)'
 
-.PHONY: run test format clean
+.PHONY: run test crash format clean
 
 run: .venv/run.stamp
 	@$(BIN)/intaglio run
@@ -18,6 +19,9 @@ test: .venv/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+crash: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash.random_kills --runs 110 --flows 10
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .

@@ -44,6 +44,7 @@ class Recipe:
     fingerprint: str
     folder: Path
     device: str
+    precision: str
     top: int
     force: bool
 
@@ -66,12 +67,12 @@ def answer_chunk(recipe: Recipe, paths: Sequence[str]) -> list[Answer]:
 def _predictor(recipe: Recipe) -> Predictor:
     if fingerprint(recipe.bundle) != recipe.fingerprint:
         raise IntaglioError(f"{recipe.bundle} on {platform.node()}: another bundle than the one on the client's disk")
-    return _loaded(recipe.bundle, recipe.fingerprint, recipe.device)
+    return _loaded(recipe.bundle, recipe.fingerprint, recipe.device, recipe.precision)
 
 
 @lru_cache(maxsize=1)
-def _loaded(bundle: Path, _fingerprint: str, device: str) -> Predictor:
-    return Predictor.load(bundle, device=device)
+def _loaded(bundle: Path, _fingerprint: str, device: str, precision: str) -> Predictor:
+    return Predictor.load(bundle, device, precision)
 
 
 def row_of(answer: Answer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from components.bundle import INDEX, RETRIEVAL, verify_bundle
 from components.config import UNKNOWN, Backbone, Data, Embedding, Retrieval, Shortlist
 from components.embed import BATCH, Embeddings, Pixels
 from components.engine import CACHE_BYTES, Engine
+from components.errors import IntaglioError
 from components.images import Limits, to_square
 from components.io import read_arrays, read_json
 from components.retrieve import log_posterior
@@ -25,6 +26,7 @@ from components.shortlist import Found, Indices, Mask, Matrix, TaskFinder, Vecto
 from components.signature import Classifier, Mixture
 from components.signature_files import read_classifier, read_mixture
 
+PRECISIONS = ("auto", "fp32", "bf16")
 _LIKELY = 5  # tasks whose p-values a prediction names
 
 
@@ -72,8 +74,10 @@ class Predictor:
             cache_bytes: of modules that may lie on the device at a time.
 
         Raises:
-            IntaglioError: it is damaged, or the device does not exist.
+            IntaglioError: it is damaged, or there is no such device or precision.
         """
+        if precision not in PRECISIONS:
+            raise IntaglioError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
         verify_bundle(bundle)
         index = read_json(bundle / INDEX)
         config = index["config"]

@@ -12,19 +12,17 @@ from components.io import Arrays
 
 Matrix = NDArray[np.float64]
 
-_STEPS = 127  # of int8, on either side of zero
-
 
 @dataclass(frozen=True)
 class CompactScatter:
     """S (d, d) as a factor model: sum over r of energy_r v_r v_r^T, plus a diagonal.
 
-    directions (r, d) int8, each v_r in units of its `step` (r,); energy (r,) and rest (d,) are not negative. Such
-    scatters add up over tasks as full ones do, and their diagonal, hence their trace, is that of S.
+    directions (r, d) float16, the v_r; energy (r,) and rest (d,) float32, not negative. Such scatters add up over tasks as
+    full ones do, and their diagonal, hence their trace, is that of S. Not int8: its rounding of strong directions drowns
+    the weak ones, which are what tells tasks apart (docs/results/50-ablations.md).
     """
 
-    directions: NDArray[np.int8]
-    step: NDArray[np.float32]
+    directions: NDArray[np.float16]
     energy: NDArray[np.float32]
     rest: NDArray[np.float32]
 
@@ -33,23 +31,22 @@ class CompactScatter:
         """With the `rank` leading eigenvectors of a positive semi-definite scatter (d, d); all where d <= rank."""
         width = len(scatter)
         energy, vectors = eigh(scatter, subset_by_index=[max(0, width - rank), width - 1])
-        step = (np.abs(vectors).max(axis=0) / _STEPS).astype(np.float32)
-        directions = np.ascontiguousarray(np.rint(vectors / step).T).astype(np.int8)
-        rounded = cls(directions, step, np.maximum(energy, 0).astype(np.float32), np.zeros(width, np.float32))
+        directions = np.ascontiguousarray(vectors.T).astype(np.float16)
+        rounded = cls(directions, np.maximum(energy, 0).astype(np.float32), np.zeros(width, np.float32))
         # What rounding takes from the diagonal, or adds to it, is made good here.
         rest = np.maximum(np.diag(scatter) - np.diag(rounded.matrix()), 0)
-        return cls(rounded.directions, rounded.step, rounded.energy, rest.astype(np.float32))
+        return cls(rounded.directions, rounded.energy, rest.astype(np.float32))
 
     def matrix(self) -> Matrix:
         """The scatter (d, d) that it stands for."""
-        directions = self.directions * self.step[:, None].astype(np.float64)
+        directions = self.directions.astype(np.float64)
         return (directions.T * self.energy) @ directions + np.diag(self.rest.astype(np.float64))
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""
-        return {"directions": self.directions, "step": self.step, "energy": self.energy, "rest": self.rest}
+        return {"directions": self.directions, "energy": self.energy, "rest": self.rest}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> CompactScatter:
         """The inverse of `to_arrays`."""
-        return cls(arrays["directions"], arrays["step"], arrays["energy"], arrays["rest"])
+        return cls(arrays["directions"], arrays["energy"], arrays["rest"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from components.engine import Engine, embed_images
 from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
-from components.signature import Classifier, Labels, Mixture, Signature, Statistics, Support
+from components.signature import Classifier, Embeddings, Labels, Mixture, Signature, Statistics, Support
 from components.signature_files import write_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
 
@@ -35,20 +36,25 @@ def sign(root: Path, config: Config, task: str) -> None:
         paths, what = [folder / path for path in table["path"]], f"signature {task}: {name} split"
         outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
         h[name] = embed_images(engine, *outputs, (None, task), what)
-    train, val, width = h["train"][None], h["val"][None], vit.trunk_width
-    every, all_labels = np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]])
+    train, val, width, count = h["train"][None], h["val"][None], vit.trunk_width, len(classes)
     adapted = {name: h[name][task][:, width:] for name in h}  # the rest is the same in all tasks, and retrieves
-    classifier = Classifier.fit(adapted["train"], labels["train"], len(classes))
     signature = Signature(
         task,
         classes,
-        Statistics.fit(every, all_labels, len(classes)),
+        Statistics.fit(np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]]), count),
         Mixture.fit(h["train"][task], config.signature, config.seed).rounded(),
         Support.fit(train, val, config.signature, config.seed),
         Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
-        classifier.calibrated(adapted["val"], labels["val"]),
+        _classifier(adapted, labels, count),
     )
     write_signature(root / "models/signatures", signature, config.signature.scatter_rank)
+
+
+def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], classes: int) -> Classifier:
+    """Of the train and the val split together, at the temperature that val gives a classifier of train alone."""
+    held_out = Classifier.fit(h["train"], labels["train"], classes).calibrated(h["val"], labels["val"])
+    every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
+    return replace(Classifier.fit(every, all_labels, classes), temperature=held_out.temperature)
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:

@@ -32,6 +32,7 @@ class Request:
     inputs: Inputs
     bundle: Path
     device: str = "auto"
+    precision: str = "auto"
     top: int = 1
     force: bool = False
     engine: str = LOCAL
@@ -104,7 +105,7 @@ def answered(request: Request, paths: Iterator[str]) -> Iterator[Answer]:
     from components.decode import Decoders
     from components.predict import Predictor
 
-    predictor = Predictor.load(request.bundle, device=request.device)
+    predictor = Predictor.load(request.bundle, request.device, request.precision)
     with closing(Decoders(predictor.image_size, predictor.limits, request.workers)) as decoders:
         yield from answers(predictor, decoders.batches(paths), request.top, request.force)
 

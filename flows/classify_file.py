@@ -35,7 +35,7 @@ def predict_to_file(request: Request, output: Path) -> int:
         print(f"{output} is complete already", file=sys.stderr)
         return 0
     columns = [name for name in COLUMNS if name != "top" or request.top > 1]
-    with _resumable(output), open_results(output, columns, _identity(request)) as results, _watch(request) as tally:
+    with open_results(output, columns, _identity(request)) as results, _resumable(output), _watch(request) as tally:
         tally.skipped = len(results.done)
         for answer in answered(request, _not_done(iter(request.inputs), results.done)):
             row = row_of(answer)
@@ -59,6 +59,7 @@ def _identity(request: Request) -> dict[str, Any]:
         "column": inputs.column,
         "top": request.top,
         "force": request.force,
+        "precision": request.precision,
     }
 
 

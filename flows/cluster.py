@@ -40,6 +40,7 @@ def answers_by_cluster(request: Request, paths: Iterator[str]) -> Iterator[Answe
         fingerprint=fingerprint(request.bundle),
         folder=Path.cwd(),
         device=request.device,
+        precision=request.precision,
         top=request.top,
         force=request.force,
     )

@@ -72,7 +72,7 @@ def make_project(root: Path) -> Project:
     with (root / "params.yaml").open("w") as file:
         yaml.dump(params, file)
     (root / "measured.json").write_text("{}")
-    (root / ".gitignore").write_text("executed.log\nfaults/\nalive\nbeat\n.intaglio/\nmlruns/\n")
+    (root / ".gitignore").write_text("executed.log\nfaults/\nalive\nbeat\ngo\n.intaglio/\nmlruns/\n")
     run(["git", "init", "-q"], root)
     run([sys.executable, "-m", "dvc", "init", "-q"], root)
     shutil.copy(REPOSITORY / ".dvcignore", root)

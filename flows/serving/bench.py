@@ -149,7 +149,10 @@ def _served(address: str, plan: Path, connections: int, seconds: float) -> dict[
 
 def _start_load(address: str, plan: Path, connections: int, seconds: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.serving.load", address, str(plan), str(connections), str(seconds)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    generator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert generator.stdout is not None
+    generator.stdout.readline()  # its imports take a while on a busy machine; now it sends
+    return generator
 
 
 def _report(generator: subprocess.Popen[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m flows.serving.load ADDRESS REQUESTS.json CONNECTIONS SECONDS
 
-It ends after SECONDS, or when its standard input is closed, and prints a Report as JSON.
+It ends after SECONDS, or when its standard input is closed, and prints a line when it starts and a Report as JSON.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ async def _main(address: str, plan: Path, connections: int, seconds: float) -> R
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.call_later(seconds, stop.set)
     loop.add_reader(sys.stdin.fileno(), stop.set)
+    print("started", flush=True)
     return await load(address, read_plan(plan), connections, stop)
 
 

@@ -47,6 +47,7 @@ class Options:
     delay: float = 0.005
     queue: int = 256
     device: str = "auto"
+    precision: str = "auto"
     poll: float = 5.0
     max_body: int = 16 * 2**20
     body_seconds: float = 30.0
@@ -145,7 +146,7 @@ def load_version(source: Source, options: Options, version: str) -> Served:
     Raises:
         IntaglioError: it is broken.
     """
-    return Served.load(version, source.bundle(version), options.device, options.batch)
+    return Served.load(version, source.bundle(version), options.device, options.precision, options.batch)
 
 
 def _listener(options: Options) -> socket.socket:

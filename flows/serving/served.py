@@ -27,13 +27,13 @@ class Served:
     loaded_at: float = field(default_factory=time.time)
 
     @classmethod
-    def load(cls, version: str, bundle: Path, device: str, batch: int) -> Served:
+    def load(cls, version: str, bundle: Path, device: str, precision: str, batch: int) -> Served:
         """Load a bundle and let it answer one image and one full batch, so that a broken one fails here.
 
         Raises:
-            IntaglioError: the bundle is damaged, or the device does not exist.
+            IntaglioError: the bundle is damaged, or there is no such device or precision.
         """
-        predictor = Predictor.load(bundle, device)
+        predictor = Predictor.load(bundle, device, precision)
         for count in (1, batch):
             shape = (count, predictor.image_size, predictor.image_size, 3)
             predictor.predict_pixels(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))

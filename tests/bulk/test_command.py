@@ -183,6 +183,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     assert (status, "add --resume to go on" in err) == (1, True)
     status, _, err = predict("--list", "list.txt", "--output", "o.csv", "--resume", "--top", "2")
     assert (status, "the interrupted run had top 1, not 2" in err) == (1, True)
+    assert "the same command" not in err  # it would be refused again
     Path("list.txt").write_text("\n".join(reversed(images)))  # the same images in another order
     status, _, err = predict("--list", "list.txt", "--output", "o.csv", "--resume")
     assert status == 0

@@ -20,7 +20,7 @@ def test_killed_at_random_every_image_comes_once(bundle: Path, images: list[str]
     files = link_images(tmp_path / "images", [Path(image) for image in images], 1500)
     output, draw = tmp_path / "out.parquet", random.Random(1)
     arguments = ["predict", str(tmp_path / "images"), "--bundle", str(bundle), "--workers", "1"]
-    for parts in (1, 4, None):
+    for parts in (3, None):
         predict(arguments, output, 64, parts, draw)
     check(output, files, len(images))
 

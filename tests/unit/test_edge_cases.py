@@ -20,7 +20,7 @@ from components.finetune import finetune
 from components.io import read_json, write_table
 from components.manifest import ingest
 from components.sign import sign
-from components.signature import read_signature
+from components.signature_files import read_signature
 from components.validate import validate
 
 

@@ -1,6 +1,7 @@
 """A stage that computes nothing: it writes files of the right names, and misbehaves when told to.
 
-`faults/STAGE` (or `faults/STAGE@TASK`) may hold: `fail`, `transient`, `transient once`, `sleep`, `stubborn`.
+`faults/STAGE` (or `faults/STAGE@TASK`) may hold: `fail`, `transient`, `transient once`, `sleep`, `stubborn`,
+`pause` (until there is a file `go`).
 Every execution adds a line to executed.log.
 """
 
@@ -36,6 +37,10 @@ def misbehave() -> None:
         raise RuntimeError("a bug")
     if "stubborn" in orders:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "pause" in orders:
+        write("alive", str(os.getpid()))
+        while not Path("go").exists():
+            time.sleep(0.05)
     if "sleep" in orders or "stubborn" in orders:
         write("alive", str(os.getpid()))
         while True:
