@@ -11,19 +11,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from components.lab.tables import ALL
+
 # Text stays text, and neither date nor random identifiers get in: a figure changes only when its figures do.
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "intaglio", "font.size": 9, "axes.spines.top": False}
 _STYLE |= {"axes.spines.right": False, "figure.constrained_layout.use": True}
 
 
 def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
-    """accuracy_final of every method, one panel per stream, with one standard deviation."""
+    """accuracy_final of every method, a panel per stream, ± one standard deviation; uncapped cells where there are some."""
     with mpl.rc_context(_STYLE):
         tallest = max(len(table) for table in summaries.values())
         figure = Figure(figsize=(3.4 * min(3, len(summaries)), 0.19 * tallest * _rows(len(summaries)) + 1))
         for number, (stream, table) in enumerate(summaries.items(), start=1):
             axes = figure.add_subplot(_rows(len(summaries)), min(3, len(summaries)), number)
-            ordered = table.sort_values("accuracy_final")
+            whole = table[table["train"] == ALL]
+            ordered = (whole if len(whole) else table).sort_values("accuracy_final")
             names = [f"{row.method} {row.variant}".strip() for row in ordered.itertuples()]
             spread = 100 * ordered["accuracy_final_std"].fillna(0)
             axes.errorbar(100 * ordered["accuracy_final"], range(len(ordered)), xerr=spread, fmt="o", ms=3, lw=1)

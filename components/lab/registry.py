@@ -71,7 +71,7 @@ def _as_served(workshop: Workshop) -> Signature:
     return PooledClasses(compact=workshop.compact_statistics, rank=workshop.config.signature.scatter_rank)
 
 
-_SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": value} for value in (1e-4, 1e-3, 1e-2, 1e-1)))
+_SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": own} for own in (1e-4, 1e-3, 1e-2, 0.1, 0.3)))
 _RIDGE = tuple({"width": width, "ridge": ridge} for width in (2000, 4000) for ridge in (1e-4, 1e-3, 1e-2, 1e-1))
 _CLUSTERS: tuple[Settings, ...] = ({"count": 5}, {"count": 20})
 

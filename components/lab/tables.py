@@ -9,13 +9,15 @@ from typing import Any
 import pandas as pd
 
 METRICS = ("accuracy_final", "accuracy_incremental", "forgetting", "retrieval_accuracy", "task_aware_accuracy")
+ALL = "all"  # images of a task: no cap
 GROUP = ["stream", "method", "variant", "train", "test"]
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per method, variant and caps, best first: mean, std (NaN for one cell), count; bytes, seconds."""
     frame = rows.copy()
-    frame[["train", "test"]] = frame[["train", "test"]].astype(object).where(frame[["train", "test"]].notna(), "all")
+    for cap in ("train", "test"):
+        frame[cap] = [ALL if pd.isna(count) else str(int(count)) for count in frame[cap]]
     grouped = frame.groupby(GROUP, sort=False)
     table = grouped[[*METRICS, "bytes_per_task", "learning_seconds"]].mean()
     for metric in METRICS:
