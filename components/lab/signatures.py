@@ -86,7 +86,9 @@ class PooledClasses:
         means = 4 * sum(task.means.size for task in self._tasks)
         if self.compact is None:
             return means + 4 * (width * (width + 1) // 2)
-        return means + len(self._tasks) * (self.rank * (width + 8) + 4 * width)
+        return means + len(self._tasks) * (
+            self.rank * (2 * width + 4) + 4 * width
+        )  # as components/scatter.py stores it
 
 
 @dataclass
