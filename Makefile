@@ -1,5 +1,5 @@
 # make run: set up, then run the pipeline once.  make test: set up with the development tools, then every check.
-# make crash: over a hundred runs on a tiny stream, each killed at random and resumed (half an hour on two idle cores).
+# make crash: over a hundred runs on a tiny stream, each killed at random and resumed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # uv takes seconds where pip takes minutes. It reads its own variable for a folder of local wheels: pip's setting, where

@@ -17,9 +17,9 @@ Matrix = NDArray[np.float64]
 class CompactScatter:
     """S (d, d) as a factor model: sum over r of energy_r v_r v_r^T, plus a diagonal.
 
-    directions (r, d) float16, the v_r; energy (r,) and rest (d,) float32, not negative. Such scatters add up over tasks as
-    full ones do, and their diagonal, hence their trace, is that of S. Not int8: its rounding of strong directions drowns
-    the weak ones, which are what tells tasks apart (docs/results/50-ablations.md).
+    directions (r, d) float16, the v_r; energy (r,) and rest (d,) float32, not negative. Such scatters add up over tasks
+    as full ones do, and their diagonal, hence their trace, is that of S. Not int8: its rounding of strong directions
+    drowns the weak ones, which are what tells tasks apart (docs/results/50-ablations.md).
     """
 
     directions: NDArray[np.float16]

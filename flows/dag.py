@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from components.errors import IntaglioError
+from components.errors import IntaglioError, TransientError
 from flows.settings import stage_environment
 
 # The stages that compute on the accelerator, or on all cores where there is none.
 DEVICE_STAGES = frozenset({"backbone", "finetune", "signature", "evaluate"})
+
+BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")  # what DVC says where another one works
+_PATIENCE_SECONDS = 60.0
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,25 @@ def _names(stages: Iterable[object]) -> frozenset[str]:
 def changed_stages(root: Path) -> frozenset[str]:
     """The stages that `dvc repro` would look at: their dependencies, parameters, command or outputs changed.
 
+    While another DVC process writes a stage's files, DVC does not answer: it is asked again for a while.
+
     Raises:
+        TransientError: another DVC process was at work all the time.
         IntaglioError: `dvc status` failed.
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    done = subprocess.run(command, cwd=root, env=stage_environment(root), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise IntaglioError(f"dvc status failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
-    return frozenset(json.loads(done.stdout))
+    env, deadline, told = stage_environment(root), time.monotonic() + _PATIENCE_SECONDS, False
+    while True:
+        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return frozenset(json.loads(done.stdout))
+        if not BUSY.search(done.stderr):
+            raise IntaglioError(f"dvc status failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"{root}: another DVC process (`dvc repro`?) is at work here; run again when it has ended"
+            )
+        if not told:
+            print("waiting for another DVC process in this project ...", flush=True)
+        told = True
+        time.sleep(_POLL_SECONDS)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from components.errors import IntaglioError, TransientError
 from flows import leash
+from flows.dag import BUSY
 from flows.lock import lock_descriptors
 from flows.settings import stage_environment
 
@@ -24,7 +25,6 @@ Outcome = Literal["ran", "cached"]
 TRY_AGAIN = 75  # a stage's exit status that stands for TransientError: EX_TEMPFAIL of sysexits.h
 _POLL_SECONDS = 0.1
 _EXIT_STATUS = re.compile(r"ERROR: failed to reproduce .* exited with (-?\d+)$")
-_BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 _RUNNING = re.compile(r"Running stage '")
 _CHATTER = re.compile(
     r"\s*$|> |Running stage '|Stage '.*' (didn't change|is cached)|Data and pipelines are up to date\.|Use `dvc push`"
@@ -126,7 +126,7 @@ def _failure(stage: str, tail: Iterable[str]) -> IntaglioError:
     reason = "; ".join(own) or (spoken or lines or ["no output"])[-1].strip()
     if status == TRY_AGAIN:
         return TransientError(f"{stage}: {reason}")
-    if status is None and any(_BUSY.search(line) for line in lines):
+    if status is None and any(BUSY.search(line) for line in lines):
         return TransientError(f"{stage}: another DVC process holds one of its files ({reason})")
     ending = "" if own or status is None else f" (exit status {status})"
     return IntaglioError(

@@ -33,7 +33,9 @@ def make_bundle(root: Path) -> Path:
 
 def start(folder: Path, *arguments: str, rows: int = 4096) -> subprocess.Popen[str]:
     """Start the console command in `folder`, in a group of its own; its output's parts have `rows` rows."""
-    code = f"from components import results; results._ROWS = {rows}; from flows.cli import main; main()"
+    # Whoever is started in the background of a script inherits an ignored SIGINT, these tests included.
+    signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{signals}; from components import results; results._ROWS = {rows}; from flows.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,

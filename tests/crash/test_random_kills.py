@@ -1,4 +1,4 @@
-"""The short form of tests/crash/random_kills.py: eight runs."""
+"""The short form of tests/crash/random_kills.py; the long one is `make crash`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.crash.conftest import Server, World
-from tests.crash.random_kills import Template, play
+from tests.crash.random_kills import Template, play, summary
 
-RUNS = 8
-
-
-@pytest.fixture(scope="module")
-def template(clean_template: World) -> Template:
-    return Template.of(clean_template.root, clean_template.seconds)
+RUNS = 5
 
 
-@pytest.mark.parametrize("number", range(RUNS))
-def test_whatever_is_killed_the_end_is_the_same(
-    server: Server, template: Template, tmp_path: Path, number: int
-) -> None:
-    result = play(server, template, tmp_path / "project", random.Random(f"short/{number}"), flow=False)
-    assert result.problems == [], result
-    assert result.kills > 0, result
+@pytest.mark.timeout(600)
+def test_killed_anywhere_the_end_is_the_same(server: Server, clean_template: World, tmp_path: Path) -> None:
+    template = Template.of(clean_template.root, clean_template.seconds)
+    results = [
+        play(server, template, tmp_path / f"run-{number}", random.Random(f"short/{number}"), flow=False)
+        for number in range(RUNS)
+    ]
+    assert [result for result in results if result.problems] == []
+    assert sum(result.kills for result in results) >= RUNS, summary(results)

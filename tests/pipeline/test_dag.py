@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 from synthetic import Project
 
-from components.errors import IntaglioError
+from components.errors import IntaglioError, TransientError
+from flows import dag as dag_of_stages
 from flows.dag import Dag, Stage, changed_stages, read_dag
+from flows.settings import stage_environment
 from flows.walk import Walk
 
 
@@ -98,3 +104,24 @@ def test_what_waits_for_a_failed_stage_never_starts() -> None:
     assert not walk.running
     assert walk.not_started == ["b", "c"]
     assert walk.outcomes == {"a": "failed", "free": "ran"}
+
+
+def test_where_another_dvc_works_for_long_the_question_ends_with_one_line(
+    done: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dag_of_stages, "_PATIENCE_SECONDS", 0.0)
+    done.measure('{"accuracy_final": 0.7}')
+    done.fault("evaluate", "pause")
+    command = [sys.executable, "-m", "dvc", "repro"]
+    with subprocess.Popen(command, cwd=done.root, env=stage_environment(done.root), stdout=subprocess.DEVNULL) as other:
+        deadline = time.monotonic() + 60
+        while not (done.root / "alive").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        try:
+            with pytest.raises(TransientError, match="another DVC process"):
+                changed_stages(done.root)
+        finally:
+            (done.root / "go").touch()
+    assert other.returncode == 0
+    assert changed_stages(done.root) == frozenset()
