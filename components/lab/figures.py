@@ -19,7 +19,7 @@ _STYLE |= {"axes.spines.right": False, "figure.constrained_layout.use": True}
 
 
 def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
-    """accuracy_final of every method ± one standard deviation, a panel per stream; uncapped cells where there are some."""
+    """accuracy_final of every method ± one standard deviation, a panel per stream; uncapped cells, if any."""
     with mpl.rc_context(_STYLE):
         tallest = max(len(table) for table in summaries.values())
         figure = Figure(figsize=(3.4 * min(3, len(summaries)), 0.19 * tallest * _rows(len(summaries)) + 1))
