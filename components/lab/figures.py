@@ -57,6 +57,21 @@ def theory_figure(theory: Mapping[str, Any]) -> bytes:
         return _svg(figure)
 
 
+def cost_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Throughput of every engine of `bench inference` against the number of tasks, as a share of the backbone's."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5, 3))
+        axes = figure.subplots()
+        for engine in dict.fromkeys(row["engine"] for row in rows):
+            own = sorted((row["tasks"], row["ratio_to_backbone"]) for row in rows if row["engine"] == engine)
+            axes.loglog(*zip(*own, strict=True), "o-", ms=3, lw=1, label=engine)
+        axes.set_xlabel("tasks T")
+        axes.set_ylabel("images/s, of the frozen backbone's")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+        return _svg(figure)
+
+
 def _against_tasks(axes: Any, rows: Sequence[Mapping[str, float]]) -> None:
     tasks = [row["tasks"] for row in rows]
     for key, style in (("smallest", "-"), ("median", "--")):

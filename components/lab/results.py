@@ -15,7 +15,7 @@ import pandas as pd
 
 from components.errors import IntaglioError
 from components.io import read_json, read_table, write_bytes, write_text
-from components.lab.figures import accuracy_figure, theory_figure
+from components.lab.figures import accuracy_figure, cost_figure, theory_figure
 from components.lab.registry import METHODS
 from components.lab.stream import known_streams, load_stream
 from components.lab.tables import ALL, markdown, method_table, percent, summarise
@@ -43,13 +43,16 @@ def write_results(folder: Path, page: Path) -> list[Path]:
     if tables:
         figures["accuracy.svg"] = accuracy_figure({name: summarise(table) for name, table in tables.items()})
     figures |= {f"theory-{name}.svg": theory_figure(found) for name, found in theories.items()}
+    benches = {name: read_json(path) for name, path in _benches(folder)}
+    if "inference" in benches:
+        figures["cost.svg"] = cost_figure(benches["inference"]["rows"])
     sections = [_HEAD]
     sections += [path.read_text().strip() + "\n" for path in sorted(folder.glob("[0-9]*.md"))]
     if tables:
         sections.append("\n".join(_quality(tables)) + "\n")
     if theories:
         sections.append("\n".join(_theories(theories)) + "\n")
-    sections += ["\n".join(_bench(name, read_json(path))) + "\n" for name, path in _benches(folder)]
+    sections += ["\n".join(_bench(name, found)) + "\n" for name, found in benches.items()]
     for name, content in figures.items():
         write_bytes(folder / "figures" / name, content)
     write_text(page, "\n".join(sections))
@@ -155,6 +158,8 @@ def _bench(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     plain = {key: value for key, value in found.items() if not isinstance(value, list | dict)}
     facts = "; ".join(f"{key} {value}" for key, value in plain.items() if key != "command")
     yield f"`{command}`; {facts}.\n"
+    if name == "inference":
+        yield "![Throughput of every engine against the number of tasks](results/figures/cost.svg)\n"
     for key, value in found.items():
         rows = [value] if isinstance(value, dict) else value
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):

@@ -144,10 +144,14 @@ def test_the_page_shows_every_stored_method_with_its_source(
     store_rows(folder / "quality" / "small.parquet", table)
     assert len(read_table(folder / "quality" / "small.parquet")) == len(rows)
     (folder / "10-hand.md").write_text("## Written by hand\n")
+    speeds = [("backbone", 2, 1.0), ("backbone", 50, 1.0), ("shortlist", 50, 0.84), ("shortlist", 2, 0.9)]
+    rows_of_bench = [{"engine": engine, "tasks": tasks, "ratio_to_backbone": ratio} for engine, tasks, ratio in speeds]
+    write_json(folder / "inference.json", {"device": "a device", "rows": rows_of_bench})
     written = write_results(folder, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    for expected in (*METHOD_NAMES, "Written by hand", "a machine", "2026-01-01", "| 4 |"):
+    for expected in (*METHOD_NAMES, "Written by hand", "a machine", "2026-01-01", "| 4 |", "a device", "| 0.84 |"):
         assert expected in page
+    assert "shortlist" in (folder / "figures" / "cost.svg").read_text()
     before = {path: path.read_bytes() for path in written}
     write_results(folder, tmp_path / "results.md")
     assert {path: path.read_bytes() for path in written} == before
