@@ -37,7 +37,7 @@ SETTINGS = {
 }
 # Written by tools for themselves, or full of times; everything else in the project must be equal.
 IGNORED = (".dvc", ".git", ".intaglio", "mlruns", "dvc.lock", "components", "flows", "reports/report.html")
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "trunk_seconds", "images_per_second")
 
 
 def make_project(root: Path) -> None:
