@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from components.retrieve import PooledRetriever, shrunk_covariance
+from components.retrieve import PooledRetriever
+from components.scatter import shrunk_covariance
 from components.score import Indices, Mask, Matrix, Scored
 from components.signature import Classifier
 

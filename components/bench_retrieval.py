@@ -20,7 +20,8 @@ from components.bench_inference import Indices, Row, test_images
 from components.config import load_config
 from components.embed import BATCH, Embeddings
 from components.engine import Engine, embed_pixels
-from components.retrieve import Matrix, PooledRetriever, shrunk_covariance
+from components.retrieve import Matrix, PooledRetriever
+from components.scatter import shrunk_covariance
 from components.search import CoarseSearch
 from components.signature import Statistics
 from components.signature_files import read_signature

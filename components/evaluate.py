@@ -17,8 +17,7 @@ from components.io import write_json, write_table, write_text
 from components.projection import project
 from components.rejection import rejection
 from components.retrieve import PooledRetriever, choose_task, log_posterior
-from components.score import Indices, Matrix, Scored, score_test_images
-from components.shortlist import Found
+from components.score import Indices, Matrix, Scored, View, score_test_images
 
 RULES = ("pooled", "dpgmm")
 
@@ -26,8 +25,9 @@ RULES = ("pooled", "dpgmm")
 def evaluate(root: Path, config: Config) -> None:
     """The `evaluate` stage: reports/metrics.json, the predictions, the plots' tables and the 2-D projection."""
     scored = score_test_images(root, config)
-    metrics = summarise(scored, config)
-    predictions = predict_all(scored, config)
+    view = scored.view(config.shortlist, len(scored.signatures))
+    metrics = summarise(scored, view, config)
+    predictions = predict_all(scored, view, config)
     write_json(root / "reports/metrics.json", metrics)
     write_table(root / "reports/predictions.parquet", predictions)
     write_table(root / "reports/projection.parquet", project(scored, config.seed))
@@ -41,34 +41,33 @@ def evaluate(root: Path, config: Config) -> None:
     print(f"accuracy_final {metrics['accuracy_final']:.4f}, retrieval_accuracy {metrics['retrieval_accuracy']:.4f}")
 
 
-def retrieve(scored: Scored, config: Config, known: int) -> tuple[Found, Matrix, Indices]:
-    """As it is served, with only the first `known` tasks known and every image answered.
+def retrieve(scored: Scored, view: View, config: Config) -> tuple[Matrix, Indices]:
+    """As it is served, with only the tasks of `view` known and every image answered.
 
     Returns:
-        What was found before any module ran, log p(k|x) of the tasks asked (n, known), the retrieved task (n,).
+        log p(k|x) of the tasks asked (n, known), and the retrieved task (n,).
     """
-    found = scored.find(config.shortlist, known)
-    log_task = found.log_posterior
+    log_task, shortlist = view.found.log_posterior, view.found.shortlist
     if config.retrieval.rule == "dpgmm":
-        log_task = log_posterior(np.where(found.shortlist, scored.density[:, :known], -np.inf))
+        log_task = log_posterior(np.where(shortlist, scored.density[:, : shortlist.shape[1]], -np.inf))
     if config.retrieval.prediction == "soft":
-        joint = log_task + scored.confidence[:, :known]
-        return found, log_task, np.where(found.shortlist, joint, -np.inf).argmax(axis=1)
-    return found, log_task, log_task.argmax(axis=1)
+        return log_task, np.where(shortlist, log_task + view.confidence, -np.inf).argmax(axis=1)
+    return log_task, log_task.argmax(axis=1)
 
 
-def retrieve_exactly(scored: Scored, config: Config, rule: str) -> Indices:
+def retrieve_exactly(scored: Scored, view: View, config: Config, rule: str) -> Indices:
     """The retrieved task (n,) with every task scored in full: what `retrieve` is held against."""
     scores = scored.scores(rule, len(scored.signatures))
     if config.retrieval.prediction == "hard":
         return choose_task(scores)
-    return choose_task(scores / config.shortlist.temperature if rule == "pooled" else scores, scored.confidence)
+    return choose_task(scores / config.shortlist.temperature if rule == "pooled" else scores, view.confidence)
 
 
 def accuracy_matrix(scored: Scored, config: Config) -> list[list[float]]:
     """R[t][j], j <= t: accuracy on task j's test images with tasks 0..t known, the task of an image unknown."""
-    counts = range(1, len(scored.signatures) + 1)
-    return [scored.per_task(scored.correct(retrieve(scored, config, known)[2]))[:known] for known in counts]
+    views = (scored.view(config.shortlist, known + 1) for known in range(len(scored.signatures)))
+    rows = [scored.per_task(scored.correct(retrieve(scored, view, config)[1], view)) for view in views]
+    return [row[: known + 1] for known, row in enumerate(rows)]
 
 
 def stream_metrics(matrix: Sequence[Sequence[float]], sizes: Sequence[int]) -> dict[str, float | None]:
@@ -92,17 +91,17 @@ def _mean(values: Any) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def summarise(scored: Scored, config: Config) -> dict[str, Any]:
-    """All of reports/metrics.json."""
+def summarise(scored: Scored, view: View, config: Config) -> dict[str, Any]:
+    """All of reports/metrics.json; `view` knows all tasks."""
     names = [signature.task for signature in scored.signatures]
     sizes = np.bincount(scored.task, minlength=len(names))
     matrix = accuracy_matrix(scored, config)
-    found, _, retrieved = retrieve(scored, config, len(names))
+    retrieved = retrieve(scored, view, config)[1]
     right_task = retrieved == scored.task
     columns = {
-        "accuracy": scored.per_task(scored.correct(retrieved)),
+        "accuracy": scored.per_task(scored.correct(retrieved, view)),
         "retrieval_accuracy": scored.per_task(right_task),
-        "task_aware_accuracy": scored.per_task(scored.correct(scored.task)),
+        "task_aware_accuracy": scored.per_task(scored.correct(scored.task, view)),
         "frozen_task_aware_accuracy": scored.per_task(frozen_task_aware(scored)),
     }
     return {
@@ -114,9 +113,9 @@ def summarise(scored: Scored, config: Config) -> dict[str, Any]:
         "task_aware_accuracy": float(np.mean(columns["task_aware_accuracy"])),
         "frozen_task_aware_accuracy": float(np.mean(columns["frozen_task_aware_accuracy"])),
         **shortlist_metrics(scored, config.shortlist.epsilon),
-        **serving_metrics(scored, config, found, retrieved),
+        **serving_metrics(scored, view, config, retrieved),
         "accuracy_matrix": matrix,
-        "rules": {name: _rule_row(scored, config, name) for name in RULES},
+        "rules": {name: _rule_row(scored, view, config, name) for name in RULES},
         "baselines": baselines(scored),
         "rejection": rejection(scored),
         "certificate": certificate(scored, config.shortlist.epsilon),
@@ -136,11 +135,11 @@ def shortlist_metrics(scored: Scored, epsilon: float) -> dict[str, float]:
     }
 
 
-def serving_metrics(scored: Scored, config: Config, found: Found, retrieved: Indices) -> dict[str, float]:
+def serving_metrics(scored: Scored, view: View, config: Config, retrieved: Indices) -> dict[str, float]:
     """What constant cost costs: images called unknown, images that the trunk alone decided, images whose shortlist was
     cut to the cap, and the share whose whole answer is the one with every task scored in full.
     """
-    exact = retrieve_exactly(scored, config, config.retrieval.rule)
+    found, exact = view.found, retrieve_exactly(scored, view, config, config.retrieval.rule)
     unknown = ~(scored.p_values > config.shortlist.epsilon).any(axis=1)
     return {
         "unknown_rate": float(found.unknown.mean()),
@@ -168,18 +167,18 @@ def certificate(scored: Scored, epsilon: float) -> dict[str, Any]:
     return {"tasks": tasks, "delta": delta.tolist(), "bound": bound.tolist(), "measured": measured.tolist()}
 
 
-def _rule_row(scored: Scored, config: Config, rule: str) -> dict[str, float]:
+def _rule_row(scored: Scored, view: View, config: Config, rule: str) -> dict[str, float]:
     """What one retrieval rule reaches with the same modules and classifiers, every task scored in full."""
-    retrieved = retrieve_exactly(scored, config, rule)
-    return result_row(scored, retrieved, scored.correct(retrieved))
+    retrieved = retrieve_exactly(scored, view, config, rule)
+    return result_row(scored, retrieved, scored.correct(retrieved, view))
 
 
-def predict_all(scored: Scored, config: Config) -> pd.DataFrame:
+def predict_all(scored: Scored, view: View, config: Config) -> pd.DataFrame:
     """The prediction of every test image, also where it would be called unknown, with what it rests on."""
     rows, names = np.arange(len(scored.task)), [signature.task for signature in scored.signatures]
-    found, log_task, retrieved = retrieve(scored, config, len(names))
+    found, (log_task, retrieved) = view.found, retrieve(scored, view, config)
     task_probability = np.exp(log_task[rows, retrieved])
-    best = scored.best[rows, retrieved]
+    best = view.best[rows, retrieved]
     table = {
         "task": [names[task] for task in scored.task],
         "path": scored.paths,
@@ -187,11 +186,11 @@ def predict_all(scored: Scored, config: Config) -> pd.DataFrame:
         "retrieved_task": [names[task] for task in retrieved],
         "predicted_label": [scored.signatures[k].classes[c] for k, c in zip(retrieved, best, strict=True)],
         "task_probability": task_probability,
-        "probability": task_probability * np.exp(scored.confidence[rows, retrieved]),
+        "probability": task_probability * np.exp(view.confidence[rows, retrieved]),
         "p_value": found.p_value,
         "unknown": found.unknown,
         "early": found.early,
-        "correct": scored.correct(retrieved),
+        "correct": scored.correct(retrieved, view),
         "retrieved": retrieved == scored.task,
     }
     return pd.DataFrame(table | {f"log_p:{name}": log_task[:, column] for column, name in enumerate(names)})

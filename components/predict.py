@@ -128,7 +128,9 @@ class Predictor:
         candidates: list[list[_Candidate]] = [[] for _ in pixels]
         for task in np.unique(tasks):
             pairs = np.flatnonzero(tasks == task)
-            for row, log_class in zip(rows[pairs], self.classifiers[task].log_probabilities(h[pairs]), strict=True):
+            frozen = found.frozen[np.ix_(rows[pairs], self.finder.owner == task)]
+            log_classes = self.classifiers[task].log_probabilities(h[pairs], frozen)
+            for row, log_class in zip(rows[pairs], log_classes, strict=True):
                 candidates[row].append(_Candidate(int(task), float(log_task[row, task]), log_class))
         return [self._prediction(found, row, candidates[row], top, force) for row in range(len(pixels))]
 

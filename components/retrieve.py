@@ -11,25 +11,12 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from components.io import Arrays
+from components.scatter import shrunk_covariance
 from components.signature import Embeddings, Statistics
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
-
-
-def shrunk_covariance(scatter: Matrix, freedom: float) -> Matrix:
-    """Covariance (d, d) of a scatter matrix with `freedom` degrees, shrunk to a multiple of the identity.
-
-    Oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, 2010), which needs nothing but the scatter.
-    """
-    covariance = scatter / max(freedom, 1.0)
-    width = len(covariance)
-    mu = np.trace(covariance) / width
-    alpha = np.mean(covariance**2)
-    denominator = (freedom + 1) * (alpha - mu**2 / width)
-    shrinkage = 1.0 if denominator <= 0 else min(1.0, (alpha + mu**2) / denominator)
-    return cast(Matrix, (1 - shrinkage) * covariance + (shrinkage * mu + 1e-12) * np.eye(width))
 
 
 @dataclass(frozen=True)
@@ -88,7 +75,11 @@ class LinearRetriever:
 
     def scores(self, h: Embeddings) -> Matrix:
         """Task scores (n, d) -> (n, T), equal to PooledRetriever's but for a constant per image."""
-        return mixture_scores(((h - self.origin) @ self.coef.T + self.offset).astype(np.float64), self.owner)
+        return mixture_scores(self.class_scores(h), self.owner)
+
+    def class_scores(self, h: Embeddings) -> Matrix:
+        """Class scores (n, d) -> (n, C), equal to PooledRetriever's but for a constant per image."""
+        return cast(Matrix, ((h - self.origin) @ self.coef.T + self.offset).astype(np.float64))
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""

@@ -1,8 +1,9 @@
-"""A within-class scatter matrix in few bytes: its leading directions, and the diagonal of all the rest."""
+"""Within-class scatter: the covariance that it makes, and how it is kept in few bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,25 @@ from scipy.linalg import eigh
 from components.io import Arrays
 
 Matrix = NDArray[np.float64]
+
+SHRINK = 5.0  # times the odds that OAS gives to the target
+
+
+def shrunk_covariance(scatter: Matrix, freedom: float) -> Matrix:
+    """Covariance (d, d) of a scatter matrix with `freedom` degrees, shrunk to a multiple of the identity.
+
+    Oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, 2010), which needs nothing but the scatter, with its
+    odds multiplied by `SHRINK`: it minimises the error of a Gaussian's covariance, while classification uses the
+    inverse, and embeddings have heavy tails. Held-out likelihood asks for two to four times as much on every set,
+    validation accuracy for up to ten (docs/results/50-ablations.md).
+    """
+    covariance = scatter / max(freedom, 1.0)
+    width = len(covariance)
+    mu = np.trace(covariance) / width
+    alpha = np.mean(covariance**2)
+    oas, rest = alpha + mu**2, (freedom + 1) * (alpha - mu**2 / width) - (alpha + mu**2)
+    shrinkage = 1.0 if rest <= 0 else SHRINK * oas / (SHRINK * oas + rest)
+    return cast(Matrix, (1 - shrinkage) * covariance + (shrinkage * mu + 1e-12) * np.eye(width))
 
 
 @dataclass(frozen=True)

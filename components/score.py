@@ -28,12 +28,25 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class View:
+    """What n images look like with the first tasks known.
+
+    found: what retrieval says before any module runs. best (n, known): the class that each task would choose;
+    confidence (n, known): log of that class's probability in the task.
+    """
+
+    found: Found
+    best: Indices
+    confidence: Matrix
+
+
+@dataclass(frozen=True)
 class Scored:
     """Every test image (n of them, ordered by task) under every module: what all metrics are computed from.
 
     task (n,), label (n,): the truth, label an index into its task's classes. h0 (n, d). density (n, T): log p_k(h_k).
-    best (n, T): the class that task k would choose; confidence (n, T): log of that class's probability in task k.
-    p_values, typicality (n, T): conformal p-value of the image in task k, and the continuous score behind it.
+    adapted, T of (n, C_k): the discriminants of task k's classifier. p_values, typicality (n, T): conformal p-value of
+    the image in task k, and the continuous score behind it.
     """
 
     signatures: tuple[Signature, ...]
@@ -42,8 +55,7 @@ class Scored:
     paths: tuple[str, ...]
     h0: Embeddings
     density: Matrix
-    best: Indices
-    confidence: Matrix
+    adapted: tuple[Matrix, ...]
     p_values: Matrix
     typicality: Matrix
 
@@ -54,16 +66,22 @@ class Scored:
         retriever = PooledRetriever.fit([signature.statistics for signature in self.signatures[:known]])
         return retriever.scores(self.h0)
 
-    def find(self, settings: Shortlist, known: int) -> Found:
-        """What retrieval says before any module runs, as it is served, with only the first `known` tasks known."""
+    def view(self, settings: Shortlist, known: int) -> View:
+        """As it is served, with only the first `known` tasks known."""
         finder = TaskFinder.fit(self.signatures[:known], settings)
         width = finder.trunk_width
-        return finder.find(self.h0[:, :width], lambda rows: self.h0[rows, width:])
+        found = finder.find(self.h0[:, :width], lambda rows: self.h0[rows, width:])
+        answers = [
+            signature.classifier.softened(self.adapted[k], found.frozen[:, finder.owner == k])
+            for k, signature in enumerate(self.signatures[:known])
+        ]
+        best = np.stack([log_probability.argmax(axis=1) for log_probability in answers], axis=1)
+        return View(found, best, np.stack([log_probability.max(axis=1) for log_probability in answers], axis=1))
 
-    def correct(self, retrieved: Indices) -> Mask:
+    def correct(self, retrieved: Indices, view: View) -> Mask:
         """Whether task and class are right, (n,)."""
         rows = np.arange(len(self.task))
-        return cast(Mask, (retrieved == self.task) & (self.best[rows, retrieved] == self.label))
+        return cast(Mask, (retrieved == self.task) & (view.best[rows, retrieved] == self.label))
 
     def per_task(self, values: NDArray[Any]) -> list[float]:
         """Mean of `values` (n,) over the test images of each task."""
@@ -84,9 +102,8 @@ def score_test_images(root: Path, config: Config) -> Scored:
     cache = TrunkCache.of(root, config.cache)
     tokens, trunk = trunk_outputs(vit, paths, digests, Limits.of(config.data), cache, "evaluate: test images")
     h0 = np.empty((count, width), dtype=np.float32)
-    density, confidence = np.empty((count, len(signatures))), np.empty((count, len(signatures)))
+    density, adapted = np.empty((count, len(signatures))), tuple(np.empty((count, len(s.classes))) for s in signatures)
     p_values, typicality = np.empty_like(density), np.empty_like(density)
-    best = np.empty((count, len(signatures)), dtype=np.int64)
     progress = Progress("evaluate: test images", count)
     for start in range(0, count, BATCH):
         rows = slice(start, min(start + BATCH, count))
@@ -94,14 +111,12 @@ def score_test_images(root: Path, config: Config) -> Scored:
         h0[rows] = embedded[None]
         for column, signature in enumerate(signatures):
             h = embedded[signature.task]
-            log_probability = signature.classifier.log_probabilities(h)
+            adapted[column][rows] = signature.classifier.discriminants(h)
             support = signature.support
             lies = support.mixture.log_density(h0[rows])
             p_values[rows, column] = support.calibration.p_values(lies)
             typicality[rows, column] = support.calibration.typicality(lies)
             density[rows, column] = signature.mixture.log_density(h)
-            best[rows, column] = log_probability.argmax(axis=1)
-            confidence[rows, column] = log_probability.max(axis=1)
         progress.at(rows.stop)
     task = np.repeat(np.arange(len(signatures)), [len(table) for table in tables.values()])
     label = np.array(
@@ -113,4 +128,4 @@ def score_test_images(root: Path, config: Config) -> Scored:
         dtype=np.int64,
     )
     names = tuple(path for table in tables.values() for path in table["path"])
-    return Scored(signatures, task, label, names, h0, density, best, confidence, p_values, typicality)
+    return Scored(signatures, task, label, names, h0, density, adapted, p_values, typicality)

@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 
 from components.config import Shortlist as Settings
 from components.io import Arrays
-from components.retrieve import LinearRetriever, PooledRetriever, log_posterior
+from components.retrieve import LinearRetriever, PooledRetriever, log_posterior, mixture_scores
 from components.signature import Embeddings, Mixture, Signature, Support
 from components.signature_files import read_support
 
@@ -127,7 +127,8 @@ class Found:
     task (n,): the best one, whether or not it knows the image. unknown (n,): no task's p-value is above epsilon.
     shortlist (n, T): the tasks in question, at most `cap`, the best one always. log_posterior (n, T). p_value (n,): of
     the task that knows the image best. p_values (n, T): NaN where the trunk decided and nobody asked. early (n,): the
-    trunk decided. capped (n,): more tasks were in question than the cap lets through.
+    trunk decided. capped (n,): more tasks were in question than the cap lets through. frozen (n, C): what the frozen
+    network says of each class, log-likelihood ratios up to a constant per image, the tasks' classes in order.
     """
 
     task: Indices
@@ -138,6 +139,7 @@ class Found:
     p_values: Matrix
     early: Mask
     capped: Mask
+    frozen: Matrix
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,11 @@ class TaskFinder:
     def trunk_width(self) -> int:
         """Width of the trunk's part of h_0."""
         return self.trunk.retriever.coef.shape[1] if self.trunk else 0
+
+    @property
+    def owner(self) -> Indices:
+        """The task of each class, (C,), in order."""
+        return self.full.retriever.owner
 
     def to_arrays(self) -> Arrays:
         """The retrievers, for a safetensors file; the supports have files of their own."""
@@ -194,14 +201,15 @@ class TaskFinder:
         """
         found = self._early(trunk)
         if len(rest := np.flatnonzero(~found.early)):
-            others = self._full(np.concatenate([trunk[rest], tail(rest)], axis=1))
+            others = self._full(np.concatenate([trunk[rest], tail(rest)], axis=1), found.frozen[rest])
             for part in fields(Found):
                 getattr(found, part.name)[rest] = getattr(others, part.name)
         return found
 
-    def _full(self, h0: Embeddings) -> Found:
-        """What all of h_0 says, (n, d)."""
-        scores, p_values = self.full.retriever.scores(h0), self.full.supports.p_values(h0)
+    def _full(self, h0: Embeddings, frozen: Matrix) -> Found:
+        """What all of h_0 says, (n, d); of the classes, where there is a trunk, still what that said (n, C)."""
+        classes, p_values = self.full.retriever.class_scores(h0), self.full.supports.p_values(h0)
+        scores = mixture_scores(classes, self.owner)
         best, in_question = scores.argmax(axis=1), p_values > self.settings.epsilon
         chosen = np.arange(scores.shape[1]) == best[:, None]
         # The best task first, then those that find the image most typical.
@@ -215,23 +223,26 @@ class TaskFinder:
             p_values=p_values,
             early=np.zeros(len(h0), dtype=bool),
             capped=(chosen | in_question).sum(axis=1) > self.settings.cap,
+            frozen=frozen if self.trunk else classes,
         )
 
     def _early(self, trunk: Embeddings) -> Found:
         """What the trunk alone says; rows that it does not decide are filled in afterwards."""
         tasks, count = len(self.full.supports.supports), len(trunk)
-        scores, early = np.zeros((count, tasks)), np.zeros(count, dtype=bool)
+        scores, frozen = np.zeros((count, tasks)), np.zeros((count, len(self.owner)))
+        early = np.zeros(count, dtype=bool)
         p_value, p_values = np.zeros(count), np.full((count, tasks), np.nan)
         best, each = np.zeros(count, dtype=np.int64), np.arange(count)
         if self.trunk:
-            scores = self.trunk.retriever.scores(trunk)
+            frozen = self.trunk.retriever.class_scores(trunk)
+            scores = mixture_scores(frozen, self.owner)
             best = scores.argmax(axis=1)
             p_value = self.trunk.supports.p_values_in(best, trunk)
             p_values[each, best] = p_value
             early = (p_value > self.settings.early_p) & (lead(scores) >= self.settings.early_margin)
         shortlist, no = np.arange(tasks) == best[:, None], np.zeros(count, dtype=bool)
         log_task = log_posterior(scores / self.settings.temperature)
-        return Found(best, no.copy(), shortlist, log_task, p_value, p_values, early, no.copy())
+        return Found(best, no.copy(), shortlist, log_task, p_value, p_values, early, no.copy(), frozen)
 
 
 def lead(scores: Matrix) -> Vector:

@@ -14,6 +14,7 @@ from components.engine import Engine, embed_images
 from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
+from components.retrieve import PooledRetriever
 from components.signature import Classifier, Embeddings, Labels, Mixture, Signature, Statistics, Support
 from components.signature_files import write_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
@@ -37,23 +38,37 @@ def sign(root: Path, config: Config, task: str) -> None:
         outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
         h[name] = embed_images(engine, *outputs, (None, task), what)
     train, val, width, count = h["train"][None], h["val"][None], vit.trunk_width, len(classes)
-    adapted = {name: h[name][task][:, width:] for name in h}  # the rest is the same in all tasks, and retrieves
+    statistics = Statistics.fit(np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]]), count)
     signature = Signature(
         task,
         classes,
-        Statistics.fit(np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]]), count),
+        statistics,
         Mixture.fit(h["train"][task], config.signature, config.seed).rounded(),
         Support.fit(train, val, config.signature, config.seed),
         Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
-        _classifier(adapted, labels, count),
+        _classifier({name: h[name][None] for name in h}, {name: h[name][task] for name in h}, labels, width, count),
     )
     write_signature(root / "models/signatures", signature, config.signature.scatter_rank)
 
 
-def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], classes: int) -> Classifier:
-    """Of the train and the val split together, at the temperature that val gives a classifier of train alone."""
-    held_out = Classifier.fit(h["train"], labels["train"], classes).calibrated(h["val"], labels["val"])
-    every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
+def _classifier(
+    frozen: Mapping[str, Embeddings],
+    adapted: Mapping[str, Embeddings],
+    labels: Mapping[str, Labels],
+    width: int,
+    classes: int,
+) -> Classifier:
+    """Of the train and the val split together, at the temperature that val gives a classifier of train alone.
+
+    It reads what the module adapts, `adapted` from column `width` on; the rest is the same in all tasks. What it is
+    averaged with is here the discriminants of this task alone: other tasks sharpen them later.
+    """
+    own = {name: h[:, width:] for name, h in adapted.items()}
+    trunk = slice(None, width or None)
+    witness = PooledRetriever.fit([Statistics.fit(frozen["train"][:, trunk], labels["train"], classes)])
+    said = witness.class_scores(frozen["val"][:, trunk])
+    held_out = Classifier.fit(own["train"], labels["train"], classes).calibrated(own["val"], labels["val"], said)
+    every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (own, labels))
     return replace(Classifier.fit(every, all_labels, classes), temperature=held_out.temperature)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
-from sklearn.covariance import oas
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
 from components.config import Signature as Settings
 from components.conformal import Calibration
+from components.scatter import shrunk_covariance
 
 Embeddings = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -119,7 +119,9 @@ class Mixture:
 class Classifier:
     """Linear discriminant analysis, shrunk covariance: coef (C, p), intercept (C,), temperature of its softmax.
 
-    It reads the last p coordinates of an embedding: all of it, or only those that a module adapts.
+    It reads the last p coordinates of an embedding: all of it, or only those that a module adapts. Then the frozen
+    network may be heard as well: `frozen` (n, C), discriminants of the same classes on h_0, up to a constant per image.
+    The two are averaged, which is the even geometric mean of what they say (a logarithmic opinion pool).
     """
 
     coef: Matrix
@@ -128,10 +130,9 @@ class Classifier:
 
     @classmethod
     def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Classifier:
-        """Of embeddings h (n, d) with labels (n,). Equal class priors; OAS shrinkage (Chen et al., 2010)."""
+        """Of embeddings h (n, d) with labels (n,), equal class priors."""
         statistics = Statistics.fit(h, labels, classes)
-        covariance, _ = oas(h.astype(np.float64) - statistics.means[labels], assume_centered=True)
-        return cls.from_covariance(statistics.means, covariance)
+        return cls.from_covariance(statistics.means, shrunk_covariance(statistics.scatter, len(h) - classes))
 
     @classmethod
     def from_covariance(cls, means: Matrix, covariance: Matrix) -> Classifier:
@@ -140,11 +141,11 @@ class Classifier:
         coef = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), means.T).T
         return cls(coef, -0.5 * np.einsum("cd,cd->c", means, coef), 1.0)
 
-    def calibrated(self, h: Embeddings, labels: Labels) -> Classifier:
+    def calibrated(self, h: Embeddings, labels: Labels, frozen: Matrix | None = None) -> Classifier:
         """With the temperature that maximises the likelihood of held-out data (Guo et al., 2017)."""
         if len(h) == 0:
             return self
-        scores = self._scores(h)
+        scores = pooled(self.discriminants(h), frozen)
 
         def loss(log_temperature: float) -> float:
             chosen = log_softmax(scores / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels]
@@ -153,12 +154,22 @@ class Classifier:
         found = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")
         return Classifier(self.coef, self.intercept, float(np.exp(found.x)))
 
-    def log_probabilities(self, h: Embeddings) -> Matrix:
+    def log_probabilities(self, h: Embeddings, frozen: Matrix | None = None) -> Matrix:
         """log p(c | x, k) of embeddings h (n, d), d >= p, (n, C)."""
-        return cast(Matrix, log_softmax(self._scores(h) / self.temperature, axis=1))
+        return self.softened(self.discriminants(h), frozen)
 
-    def _scores(self, h: Embeddings) -> Matrix:
+    def discriminants(self, h: Embeddings) -> Matrix:
+        """Log-likelihood ratios of the classes, up to a constant per image, (n, d) -> (n, C)."""
         return h[:, -self.coef.shape[1] :].astype(np.float64) @ self.coef.T + self.intercept
+
+    def softened(self, discriminants: Matrix, frozen: Matrix | None = None) -> Matrix:
+        """log p(c | x, k) from `discriminants` (n, C) of embeddings."""
+        return cast(Matrix, log_softmax(pooled(discriminants, frozen) / self.temperature, axis=1))
+
+
+def pooled(adapted: Matrix, frozen: Matrix | None) -> Matrix:
+    """The mean of what two classifiers say of n images, (n, C) each; the first alone where there is no second."""
+    return adapted if frozen is None else (adapted + frozen) / 2
 
 
 @dataclass(frozen=True)

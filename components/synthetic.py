@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from components.bundle import write_bundle
 from components.config import Config, Task
 from components.io import Arrays, read_arrays, read_json, sha256_file, write_arrays, write_json
-from components.retrieve import shrunk_covariance
+from components.scatter import shrunk_covariance
 from components.signature import Mixture, Signature, Statistics, Support
 from components.signature_files import read_signature, write_signature
 

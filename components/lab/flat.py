@@ -12,7 +12,7 @@ from scipy.linalg import cho_factor, cho_solve
 from components.lab.corpus import Images, Indices
 from components.lab.episode import TaskData
 from components.lab.method import Answer, Representation
-from components.retrieve import shrunk_covariance
+from components.scatter import shrunk_covariance
 from components.signature import Classifier, Embeddings, Labels, Matrix, Statistics
 
 

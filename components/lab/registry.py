@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import IntaglioError
+from components.lab.episode import TaskData
 from components.lab.flat import CosineMeans, Flat, RandomRidge, StreamingLda
 from components.lab.method import Frozen, Method
 from components.lab.retrieved import PerTask, RetrieveThenClassify
@@ -23,6 +24,7 @@ from components.lab.signatures import (
     trunk_part,
 )
 from components.lab.workshop import Modules, NoModules, Workshop
+from components.signature import Statistics
 
 Settings = Mapping[str, Any]  # one point of a method's grid
 
@@ -59,16 +61,26 @@ def _frozen(what: str, signature: Callable[[Workshop, int, Settings], Signature]
     return Recipe(what, make, **grid)
 
 
-def _adapted(what: str, signature: Callable[[Workshop, int, Settings], Signature], composed: bool) -> Recipe:
+def _adapted(
+    what: str, signature: Callable[[Workshop, int, Settings], Signature], composed: bool, witness: bool = False
+) -> Recipe:
     def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
         modules: PerTask = Modules(workshop, seed, composed)
-        return RetrieveThenClassify(signature(workshop, seed, settings), modules)
+        said = _trunk_as_served(workshop) if witness else None
+        return RetrieveThenClassify(signature(workshop, seed, settings), modules, said)
 
     return Recipe(what, make, adapted=True)
 
 
 def _as_served(workshop: Workshop) -> Signature:
     return PooledClasses(compact=workshop.compact_statistics, rank=workshop.config.signature.scatter_rank)
+
+
+def _trunk_as_served(workshop: Workshop) -> PooledClasses:
+    def compact(task: TaskData) -> Statistics:
+        return workshop.compact_statistics(task).first(task.train.images.corpus.trunk_width)
+
+    return PooledClasses(trunk_part, compact, workshop.config.signature.scatter_rank)
 
 
 _SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": own} for own in (1e-4, 1e-3, 1e-2, 0.1, 0.3)))
@@ -116,11 +128,20 @@ METHODS: dict[str, Recipe] = {
         composed=True,
     ),
     "intaglio": _adapted(
-        "composed modules, pooled covariance on h_0 (ours, as served)", lambda w, s, h: _as_served(w), composed=True
+        "composed modules, pooled covariance on h_0 (ours, as served)",
+        lambda w, s, h: _as_served(w),
+        composed=True,
+        witness=True,
     ),
-    "intaglio_own": _adapted("the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False),
-    "intaglio_frozen": _frozen(
-        "the same retrieval with all of the scatter, no modules", lambda w, s, h: PooledClasses()
+    "intaglio_own": _adapted(
+        "the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False, witness=True
+    ),
+    "intaglio_alone": _adapted(
+        "the same, the adapted part alone names the class", lambda w, s, h: _as_served(w), composed=True
+    ),
+    "intaglio_frozen": Recipe(
+        "the same without modules, with all of the scatter",
+        lambda w, s, h: RetrieveThenClassify(PooledClasses(), NoModules(w), PooledClasses(trunk_part)),
     ),
     "signature_mean": _frozen("signature: the task's mean", lambda w, s, h: Centroids(1, s)),
     "signature_kmeans": _frozen(

@@ -10,7 +10,7 @@ import numpy as np
 from components.lab.corpus import Images, Indices
 from components.lab.episode import TaskData
 from components.lab.method import Answer
-from components.lab.signatures import Signature
+from components.lab.signatures import PooledClasses, Signature
 from components.signature import Classifier, Embeddings
 
 
@@ -32,10 +32,14 @@ class PerTask(Protocol):
 
 @dataclass
 class RetrieveThenClassify:
-    """A signature chooses the task; linear discriminant analysis in the task's representation chooses the class."""
+    """A signature chooses the task; linear discriminant analysis in the task's representation chooses the class.
+
+    With a `witness`, what it says of the classes is averaged with what the task's own discriminants say.
+    """
 
     signature: Signature
     modules: PerTask
+    witness: PooledClasses | None = None
     _classifiers: list[Classifier] = field(default_factory=list)
 
     def learn(self, task: TaskData) -> None:
@@ -43,6 +47,8 @@ class RetrieveThenClassify:
         number = len(self._classifiers)
         self.modules.learn(task)
         self.signature.add(task, number, self.modules.embed)
+        if self.witness is not None:
+            self.witness.add(task, number, self.modules.embed)
         self._classifiers.append(self.modules.classifier(number, task))
 
     def predict(self, images: Images) -> Answer:
@@ -57,9 +63,10 @@ class RetrieveThenClassify:
     def within(self, images: Images, task: int) -> Indices:
         """The class by the task's own classifier."""
         h = self.modules.embed(task, images)
-        return cast(Indices, self._classifiers[task].log_probabilities(h).argmax(axis=1))
+        said = None if self.witness is None else self.witness.class_scores(images, task)
+        return cast(Indices, self._classifiers[task].log_probabilities(h, said).argmax(axis=1))
 
     def stored_bytes(self) -> int:
-        """Signatures, modules and classifiers."""
+        """Signatures, modules and classifiers; a witness knows nothing that the signature does not."""
         classifiers = 4 * sum(own.coef.size + own.intercept.size for own in self._classifiers)
         return self.signature.stored_bytes() + self.modules.stored_bytes() + classifiers

@@ -76,9 +76,17 @@ class PooledClasses:
 
     def scores(self, images: Images, embed: Embed) -> Matrix:
         """log p_k(h_0) up to a constant."""
+        return self._retriever().scores(self.view(images))
+
+    def class_scores(self, images: Images, task: int) -> Matrix:
+        """Of one task's classes, up to a constant per image, (n, C_k)."""
+        retriever = self._retriever()
+        return retriever.class_scores(self.view(images))[:, retriever.owner == task]
+
+    def _retriever(self) -> LinearRetriever:
         if self._fitted is None:
             self._fitted = PooledRetriever.fit(self._tasks).linear()
-        return self._fitted.scores(self.view(images))
+        return self._fitted
 
     def stored_bytes(self) -> int:
         """All class means; and one triangle of the pooled scatter, or each task's compact one."""

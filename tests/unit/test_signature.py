@@ -16,7 +16,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from components.config import Config
 from components.errors import IntaglioError
 from components.io import read_arrays
-from components.retrieve import LinearRetriever, PooledRetriever, choose_task, log_posterior, shrunk_covariance
+from components.retrieve import LinearRetriever, PooledRetriever, choose_task, log_posterior
+from components.scatter import SHRINK, shrunk_covariance
 from components.sign import sign
 from components.signature import Classifier, Mixture, Statistics
 from components.signature_files import read_signature, write_signature
@@ -83,9 +84,16 @@ def test_statistics_of_tasks_add_up_to_those_of_all_at_once(sizes: list[int], se
     np.testing.assert_allclose(np.concatenate([task.means for task in tasks]), at_once.means, atol=1e-12)
 
 
-def test_shrinkage_from_the_scatter_is_scikit_learns_from_the_data() -> None:
-    x = np.random.default_rng(0).normal(size=(40, 25)) @ np.diag(np.linspace(0.1, 3, 25))
-    np.testing.assert_allclose(shrunk_covariance(x.T @ x, 40), oas(x, assume_centered=True)[0], rtol=1e-9)
+@given(images=st.integers(2, 200), seed=st.integers(0, 100))
+def test_the_odds_of_the_target_are_a_multiple_of_scikit_learns(images: int, seed: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(images, 25)) @ np.diag(np.linspace(0.1, 3, 25))
+    share = oas(x, assume_centered=True)[1]
+    expected = 1.0 if share == 1 else SHRINK * share / (1 - share + SHRINK * share)
+    covariance = x.T @ x / images
+    target = np.trace(covariance) / 25 * np.eye(25)
+    np.testing.assert_allclose(
+        shrunk_covariance(x.T @ x, images), (1 - expected) * covariance + expected * target, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_scores_are_mahalanobis_distances_and_task_order_changes_nothing() -> None:
@@ -141,6 +149,17 @@ def test_a_classifier_reads_the_coordinates_that_it_was_fitted_on_the_last_ones(
     np.testing.assert_array_equal(
         classifier.log_probabilities(np.concatenate([shared, h], axis=1)), classifier.log_probabilities(h)
     )
+
+
+def test_two_witnesses_are_heard_as_one_geometric_mean() -> None:
+    h, labels = clusters(7, 3, 30, 8)
+    classifier = Classifier.fit(h, labels, 3)
+    frozen = np.random.default_rng(0).normal(size=(len(h), 3)) * 10
+    expected = np.exp((classifier.discriminants(h) + frozen) / 2)
+    found = np.exp(classifier.log_probabilities(h, frozen + 7.0))  # a constant per image says nothing
+    np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-12)
+    same = classifier.log_probabilities(h, classifier.discriminants(h))
+    np.testing.assert_allclose(same, classifier.log_probabilities(h), atol=1e-9)
 
 
 def test_calibration_lowers_the_loss_and_changes_no_choice() -> None:
