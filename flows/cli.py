@@ -82,7 +82,8 @@ def run() -> None:
         from flows.pipeline import continual_finetuning
 
         print(f"Prefect's pages during the run: {server.wait()}", flush=True)
-        continual_finetuning(str(root))
+        with server.attended():
+            continual_finetuning(str(root))
 
 
 @app.command()
