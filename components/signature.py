@@ -25,7 +25,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _MIN_WEIGHT = 1e-3  # components below it were pruned by the Dirichlet process
-_ENOUGH = 2048  # held-out images that fix one temperature; beyond them only the cost would grow
+_ENOUGH = 1024  # held-out images that fix one temperature; beyond them only the cost would grow
 
 
 @dataclass(frozen=True)
