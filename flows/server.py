@@ -50,13 +50,15 @@ class PrefectServer:
         A run that fails because there is no server any more ends this process with a line that says so.
         """
         threading.Thread(target=self._attend, daemon=True).start()
-        logging.raiseExceptions = False  # or every line of log that does not reach the server would say so
+        before, logging.raiseExceptions = logging.raiseExceptions, False  # or logs would say that they cannot be sent
         try:
             yield
         except Exception as error:
             if isinstance(error, IntaglioError) or _healthy(self.address):
                 raise
             self._end_run(error)
+        finally:
+            logging.raiseExceptions = before
 
     def _attend(self) -> None:
         for _ in range(_RESTARTS):
