@@ -37,7 +37,7 @@ def task_cost(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, tasks: int
     Returns:
         task_cost: a row for each of the tasks MEASURED and for the last one: the seconds of its epoch, medians of turns
         taken one after the other, and those of reading its past. From 3 tasks on also task_cost_ratio: the last task's
-        epoch over the second one's.
+        epoch over the second one's, the median of what it was in each turn.
     """
     write_json(folder / BASE / "module.json", {"task": BASE})
     short = _shortened(lesson, CHAIN_STEPS)
@@ -45,27 +45,33 @@ def task_cost(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, tasks: int
         taught = _attached(short, fresh(), folder, number)
         _epoch(taught, folder)
         _store(taught, folder, number)
-    rows = _measure(_shortened(lesson, STEPS), fresh, folder, sorted({*MEASURED, tasks} & {*range(1, tasks + 1)}))
-    seconds = {row["task"]: row["epoch_seconds"] for row in rows}
-    return {"task_cost": rows} | ({"task_cost_ratio": round(seconds[tasks] / seconds[2], 4)} if tasks > 2 else {})
+    return _measure(_shortened(lesson, STEPS), fresh, folder, sorted({*MEASURED, tasks} & {*range(1, tasks + 1)}))
 
 
-def _measure(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, numbers: Sequence[int]) -> list[dict[str, float]]:
+def _measure(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, numbers: Sequence[int]) -> dict[str, Any]:
     taught, ready, seconds = dict[int, Lesson](), dict[int, float](), dict[int, list[float]]()
     for number in numbers:
         begin = time.perf_counter()
         taught[number] = _attached(lesson, fresh(), folder, number)
         ready[number], seconds[number] = time.perf_counter() - begin, []
-    for _ in range(1 + ROUNDS):
+    for turn in range(1 + ROUNDS):
         for number in numbers:
-            seconds[number].append(_epoch(taught[number], folder))
-    medians = {number: statistics.median(found[1:]) for number, found in seconds.items()}  # the first one warms up
-    for number in numbers:
-        print(f"task {number}: {medians[number]:.3f} s an epoch, {ready[number]:.3f} s for its past", flush=True)
-    return [
-        {"task": number, "epoch_seconds": round(medians[number], 4), "past_seconds": round(ready[number], 4)}
+            spent = _epoch(taught[number], folder)
+            seconds[number] += [spent] if turn else []  # the first turn warms up
+    rows = [
+        {
+            "task": number,
+            "epoch_seconds": round(statistics.median(seconds[number]), 4),
+            "past_seconds": round(ready[number], 4),
+        }
         for number in numbers
     ]
+    for row in rows:
+        print("task {task}: {epoch_seconds} s an epoch, {past_seconds} s for its past".format(**row), flush=True)
+    if not numbers or numbers[-1] < 3:
+        return {"task_cost": rows}
+    ratios = [last / second for last, second in zip(seconds[numbers[-1]], seconds[2], strict=True)]
+    return {"task_cost": rows, "task_cost_ratio": round(statistics.median(ratios), 4)}
 
 
 def _shortened(lesson: Lesson, steps: int) -> Lesson:
