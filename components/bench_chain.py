@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from components.modules import read_past, write_module
 from components.train import Lesson, Split, train_epoch
 from components.training_state import TrainingState
 
-STEPS = 6  # of an epoch in the chain: what may grow is the cost of a step, their number is the same for all
-ROUNDS = 5  # times that the two tasks of the comparison take turns
+STEPS = 6  # of a measured epoch: what may grow is the cost of a step, their number is the same for all
+CHAIN_STEPS = 2  # by which the other tasks learn: enough to leave a real component behind
+ROUNDS = 7  # times that the measured tasks take turns
+MEASURED = (1, 2, 10, 20, 50)
 
 
 def task_cost(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, tasks: int) -> dict[str, Any]:
-    """Learn `tasks` tasks after one another, an epoch of a few steps each, and time it.
+    """Learn `tasks` tasks after one another, by a few steps each, and time an epoch of some of them.
 
     Args:
         lesson: images and settings; each task learns them with a module of its own.
@@ -33,32 +35,50 @@ def task_cost(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, tasks: int
         tasks: their number; 0 measures nothing.
 
     Returns:
-        task_cost: a row for each task: the seconds of its epoch, and those of reading its past. From 3 tasks on also
-        task_cost_ratio: the last task's epoch over the second one's, medians of turns taken one after the other.
+        task_cost: a row for each of the tasks MEASURED and for the last one: the seconds of its epoch, medians of turns
+        taken one after the other, and those of reading its past. From 3 tasks on also task_cost_ratio: the last task's
+        epoch over the second one's, the median of what it was in each turn.
     """
-    images = STEPS * lesson.settings.batch_size
-    train = Split(lesson.train.tokens, lesson.train.labels[:images])
-    lesson = replace(lesson, train=train, val=Split(lesson.val.tokens, lesson.val.labels[:images]))
     write_json(folder / BASE / "module.json", {"task": BASE})
-    rows: list[dict[str, float]] = []
+    short = _shortened(lesson, CHAIN_STEPS)
     for number in range(1, tasks + 1):
-        begin = time.perf_counter()
-        taught = _attached(lesson, fresh(), folder, number)
-        ready = time.perf_counter()
-        seconds = _epoch(taught, folder)
+        taught = _attached(short, fresh(), folder, number)
+        _epoch(taught, folder)
         _store(taught, folder, number)
-        rows.append({"task": number, "epoch_seconds": round(seconds, 4), "past_seconds": round(ready - begin, 4)})
-        print(f"task {number}: {seconds:.3f} s an epoch, {ready - begin:.3f} s for its past", flush=True)
-    return {"task_cost": rows} | ({"task_cost_ratio": _ratio(lesson, fresh, folder, tasks)} if tasks > 2 else {})
+    return _measure(_shortened(lesson, STEPS), fresh, folder, sorted({*MEASURED, tasks} & {*range(1, tasks + 1)}))
 
 
-def _ratio(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, tasks: int) -> float:
-    seconds: dict[int, list[float]] = {2: [], tasks: []}
-    taught = {number: _attached(lesson, fresh(), folder, number) for number in seconds}
-    for _ in range(ROUNDS):
-        for number, found in seconds.items():
-            found.append(_epoch(taught[number], folder))
-    return round(statistics.median(seconds[tasks]) / statistics.median(seconds[2]), 4)
+def _measure(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, numbers: Sequence[int]) -> dict[str, Any]:
+    taught, ready, seconds = dict[int, Lesson](), dict[int, float](), dict[int, list[float]]()
+    for number in numbers:
+        begin = time.perf_counter()
+        taught[number] = _attached(lesson, fresh(), folder, number)
+        ready[number], seconds[number] = time.perf_counter() - begin, []
+    for turn in range(1 + ROUNDS):
+        for number in numbers:
+            spent = _epoch(taught[number], folder)
+            seconds[number] += [spent] if turn else []  # the first turn warms up
+    rows = [
+        {
+            "task": number,
+            "epoch_seconds": round(statistics.median(seconds[number]), 4),
+            "past_seconds": round(ready[number], 4),
+        }
+        for number in numbers
+    ]
+    for row in rows:
+        print("task {task}: {epoch_seconds} s an epoch, {past_seconds} s for its past".format(**row), flush=True)
+    if not numbers or numbers[-1] < 3:
+        return {"task_cost": rows}
+    ratios = [last / second for last, second in zip(seconds[numbers[-1]], seconds[2], strict=True)]
+    return {"task_cost": rows, "task_cost_ratio": round(statistics.median(ratios), 4)}
+
+
+def _shortened(lesson: Lesson, steps: int) -> Lesson:
+    """The same with as many images in either split as so many batches hold, where there are as many."""
+    images = steps * lesson.settings.batch_size
+    train = Split(lesson.train.tokens, lesson.train.labels[:images])
+    return replace(lesson, train=train, val=Split(lesson.val.tokens, lesson.val.labels[:images]))
 
 
 def _attached(lesson: Lesson, vit: Vit, folder: Path, number: int) -> Lesson:
@@ -68,16 +88,13 @@ def _attached(lesson: Lesson, vit: Vit, folder: Path, number: int) -> Lesson:
 
 
 def _epoch(lesson: Lesson, folder: Path) -> float:
-    """Seconds of an epoch with its validation, after one step that warms up."""
-    parameters, width = lesson.trained.parameters(), 2 * lesson.vit.width
-    never = Checkpoints(folder / "checkpoints", every=math.inf)
-    seconds = math.nan
-    for part in (replace(lesson, train=Split(lesson.train.tokens, lesson.train.labels[:1])), lesson):
-        state = TrainingState.begin(parameters, width, lesson.classes, len(part.train), lesson.settings, lesson.seed)
-        start = time.perf_counter()
-        train_epoch(part, state, never)
-        seconds = time.perf_counter() - start
-    return seconds
+    """Seconds of an epoch with its validation."""
+    width, images = 2 * lesson.vit.width, len(lesson.train)
+    parameters, settings = lesson.trained.parameters(), lesson.settings
+    state = TrainingState.begin(parameters, width, lesson.classes, images, settings, lesson.seed)
+    start = time.perf_counter()
+    train_epoch(lesson, state, Checkpoints(folder / "checkpoints", every=math.inf))
+    return time.perf_counter() - start
 
 
 def _store(lesson: Lesson, folder: Path, number: int) -> None:

@@ -93,6 +93,7 @@ class Finetune(_Section):
     gradient_clip: Annotated[float, Field(gt=0)]
     patience: Positive
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    processes: Positive = 1
 
 
 class Signature(_Section):

@@ -4,6 +4,8 @@ import errno
 import os
 from pathlib import Path
 
+TRY_AGAIN = 75  # exit status of a stage that stands for TransientError: EX_TEMPFAIL of sysexits.h
+ABANDONED = 76  # the same for PeersLostError: EX_PROTOCOL
 _SPACE, _RIGHTS = "free some space", "make it writable"
 DISK_FAULTS = {  # faults of the disk -> what a person can do
     errno.ENOSPC: _SPACE,
@@ -21,6 +23,10 @@ class IntaglioError(Exception):
 
 class TransientError(IntaglioError):
     """A fault that a retry may cure, such as a registry that did not answer."""
+
+
+class PeersLostError(Exception):
+    """Another process of a shared training ended. It has said why; there is nothing to add."""
 
 
 def disk_error(path: Path, error: OSError) -> IntaglioError:

@@ -21,6 +21,7 @@ from components.images import Limits
 from components.io import sha256_file, write_json, write_text
 from components.manifest import manifest_path, read_manifest, split_of
 from components.modules import read_past, write_module
+from components.parallel import Replica, joined
 from components.train import Lesson, Split, train
 from components.training_state import Epoch, merit
 from components.trunk_cache import TrunkCache, trunk_outputs
@@ -30,23 +31,34 @@ def finetune(root: Path, config: Config, task: str) -> None:
     """The `finetune` stage: write models/modules/<task> and the figures of its training.
 
     Reads the backbone, the modules of earlier tasks and this task's images; nothing else. Killed and started again, it
-    goes on from its last checkpoint.
+    goes on from its last checkpoint. Where several processes were launched to train together, this is one of them;
+    the first one writes.
 
     Raises:
         IntaglioError: an artefact is missing or damaged, or the loss is no longer finite.
+        PeersLostError: another process of the training ended.
     """
-    settings, previous = config.finetune, config.stream.tasks[task].previous
     torch.use_deterministic_algorithms(True, warn_only=True)
-    vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
+    device = choose_device(config.device)
+    with joined(device) as replica:
+        vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, device)
+        _finetune(root, config, task, vit, replica)
+
+
+def _finetune(root: Path, config: Config, task: str, vit: Vit, replica: Replica) -> None:
+    settings, previous = config.finetune, config.stream.tasks[task].previous
     past = read_past(root / "models/modules", previous, settings.past_budget)
     classes = read_manifest(root, task)["label"].nunique()
-    checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit))
+    with replica.first_before_others():  # which also removes what other inputs left
+        checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, replica))
     start = time.monotonic()
-    splits = {name: read_split(root, config, vit, task, name) for name in ("train", "val")}
+    splits = {name: read_split(root, config, vit, task, name, replica) for name in ("train", "val")}
     trunk_seconds = time.monotonic() - start
     trained = attach(vit, past, settings, config.seed)
-    lesson = Lesson(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed)
+    lesson = Lesson(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, replica)
     history = train(lesson, checkpoints)
+    if replica.rank > 0:
+        return
     seconds = time.monotonic() - start
     component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
     facts = write_module(root / "models/modules", task, previous, component, reuse, past, vit, settings.max_rank)
@@ -66,7 +78,7 @@ def finetune(root: Path, config: Config, task: str) -> None:
     checkpoints.clear()
 
 
-def _inputs(root: Path, config: Config, task: str, vit: Vit) -> dict[str, Any]:
+def _inputs(root: Path, config: Config, task: str, vit: Vit, replica: Replica) -> dict[str, Any]:
     """All that determines a module: what a checkpoint must agree with to be of any use."""
     previous = root / "models/modules" / config.stream.tasks[task].previous
     return {
@@ -74,17 +86,21 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit) -> dict[str, Any]:
         "settings": config.model_dump(mode="json", include={"seed", "data", "backbone", "embedding", "finetune"}),
         "backbone": vit.sha256,
         "device": vit.device.type,
+        "processes": replica.count,
         "torch": torch.__version__,
         "manifest": sha256_file(manifest_path(root, task)),
         "previous": sha256_file(previous / "module.json"),
     }
 
 
-def read_split(root: Path, config: Config, vit: Vit, task: str, name: str) -> Split:
+def read_split(root: Path, config: Config, vit: Vit, task: str, name: str, replica: Replica) -> Split:
     """The trunk's outputs of a split's images, and each one's place among the sorted classes of the task.
+
+    What the cache lacks of them is computed by all processes, each its share.
 
     Raises:
         IntaglioError: the split is empty, or an image cannot be read.
+        PeersLostError: another process of the training ended.
     """
     manifest = read_manifest(root, task)
     rows, classes = split_of(manifest, name), sorted(manifest["label"].unique())
@@ -92,8 +108,13 @@ def read_split(root: Path, config: Config, vit: Vit, task: str, name: str) -> Sp
         raise IntaglioError(f"task {task!r}: its {name} split is empty; add images and run again")
     paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
     cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
-    tokens, _ = trunk_outputs(vit, paths, rows["sha256"].tolist(), limits, cache, f"finetune {task}: {name} split")
-    return Split(tokens, torch.tensor([classes.index(label) for label in rows["label"]], dtype=torch.int64))
+    digests, what = rows["sha256"].tolist(), f"finetune {task}: {name} split"
+    if replica.count > 1 and len(share := replica.share(torch.arange(len(paths))).tolist()):
+        trunk_outputs(vit, [paths[row] for row in share], [digests[row] for row in share], limits, cache, what)
+    replica.wait()
+    tokens, _ = trunk_outputs(vit, paths, digests, limits, cache, what)
+    places = {label: place for place, label in enumerate(classes)}
+    return Split(tokens, torch.tensor([places[label] for label in rows["label"]], dtype=torch.int64))
 
 
 def _table(history: list[Epoch]) -> str:

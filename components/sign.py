@@ -73,4 +73,5 @@ def _classifier(
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:
-    return np.array([classes.index(label) for label in labels], dtype=np.int64)
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([places[label] for label in labels], dtype=np.int64)

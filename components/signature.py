@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
 from scipy.special import log_softmax, logsumexp
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -24,6 +25,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _MIN_WEIGHT = 1e-3  # components below it were pruned by the Dirichlet process
+_ENOUGH = 1024  # held-out images that fix one temperature; beyond them only the cost would grow
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class Statistics:
     def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Statistics:
         """Of embeddings h (n, d) with labels (n,) in range(classes), each class at least once."""
         x = h.astype(np.float64)
-        means = np.stack([x[labels == label].mean(axis=0) for label in range(classes)])
-        residual = x - means[labels]
-        return cls(np.bincount(labels, minlength=classes).astype(np.float64), means, residual.T @ residual)
+        counts = np.bincount(labels, minlength=classes).astype(np.float64)
+        members = csr_array((np.ones(len(x)), (labels, np.arange(len(x)))), shape=(classes, len(x)))
+        means = members @ x / counts[:, None]
+        x -= means[labels]
+        return cls(counts, means, x.T @ x)
 
     def first(self, width: int) -> Statistics:
         """Of the first `width` coordinates alone."""
@@ -70,7 +74,8 @@ class Mixture:
         """A Dirichlet-process mixture (scikit-learn's variational one) of embeddings h (n, d), n >= 2."""
         x = h.astype(np.float64)
         dims = min(settings.pca_dims, len(x) - 1, x.shape[1] - 1)
-        pca = PCA(dims, svd_solver="full").fit(x)
+        # The second, for many images, costs what they cost to read; on few, the first is more exact.
+        pca = PCA(dims, svd_solver="full" if len(x) <= x.shape[1] else "covariance_eigh").fit(x)
         model = BayesianGaussianMixture(
             n_components=min(settings.components, len(x)),
             covariance_type="diag",
@@ -145,7 +150,9 @@ class Classifier:
         """With the temperature that maximises the likelihood of held-out data (Guo et al., 2017)."""
         if len(h) == 0:
             return self
-        scores = pooled(self.discriminants(h), frozen)
+        some = slice(None, None, -(-len(h) // _ENOUGH))  # evenly, in whatever order the images come
+        scores = pooled(self.discriminants(h[some]), None if frozen is None else frozen[some])
+        labels = labels[some]
 
         def loss(log_temperature: float) -> float:
             chosen = log_softmax(scores / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels]

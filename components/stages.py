@@ -1,6 +1,7 @@
 """The thin command line that dvc.yaml calls: `python -m components.stages STAGE [TASK]`.
 
-Exit status: 0; 1 for an error that the user can act on; 75 (EX_TEMPFAIL) where trying again may help.
+Exit status: 0; 1 for an error that the user can act on; 75 (EX_TEMPFAIL) where trying again may help. Where several
+processes share a training, each of them is this command too; its status is 76 if it was left alone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ import signal
 import sys
 from pathlib import Path
 
-from components.config import load_config
-from components.errors import DISK_FAULTS, IntaglioError, TransientError, disk_error
+from components.config import Config, load_config
+from components.errors import (
+    ABANDONED,
+    DISK_FAULTS,
+    TRY_AGAIN,
+    IntaglioError,
+    PeersLostError,
+    TransientError,
+    disk_error,
+)
 
 _PARENT = os.getppid()
+_LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun's engine, as one of several processes
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # stage -> its function. Imported when called: a stage that needs no torch does not wait for it.
@@ -48,11 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config()
         if given.task is not None and given.task not in config.tasks:
             raise IntaglioError(f"params.yaml has no task {given.task!r}; it has {', '.join(config.tasks)}")
-        module, _, name = (STAGES | TASK_STAGES)[given.stage].partition(":")
-        stage = getattr(importlib.import_module(module), name)
-        stage(Path(), config, *([given.task] if given.task else []))
+        _run(config, given.stage, *([given.task] if given.task else []))
+    except PeersLostError:
+        return ABANDONED
     except TransientError as error:
-        return _fail(error, 75)
+        return _fail(error, TRY_AGAIN)
     except IntaglioError as error:
         return _fail(error, 1)
     except OSError as error:
@@ -62,18 +72,33 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _run(config: Config, stage: str, *task: str) -> None:
+    if stage == "finetune" and config.finetune.processes > 1 and not _LAUNCHED:
+        from components.parallel import launch
+
+        launch(["-m", "components.stages", stage, *task], config.finetune.processes)  # each of them comes back here
+        return
+    module, _, name = (STAGES | TASK_STAGES)[stage].partition(":")
+    getattr(importlib.import_module(module), name)(Path(), config, *task)
+
+
 def _end_with_dvc() -> None:
-    """Have the kernel end this stage with the DVC that started it.
+    """Have the kernel end this stage with the DVC, or the launcher of several processes, that started it.
 
     DVC takes no stage with it when it is killed: it would go on writing, and the next run would start a second writer.
     """
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    if ("DVC_STAGE" in os.environ or _LAUNCHED) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != _PARENT:  # it died before we asked
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _fail(error: IntaglioError, status: int) -> int:
+    if _LAUNCHED:  # the launcher says it, once for all processes
+        from components.parallel import record
+
+        record(error)
+        return status
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr, flush=True)
     return status

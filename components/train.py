@@ -16,6 +16,7 @@ from components.checkpoint import Checkpoints
 from components.config import Finetune as Settings
 from components.embed import Progress
 from components.errors import IntaglioError
+from components.parallel import ALONE, Replica
 from components.training_state import Epoch, TrainingState, merit
 from components.trunk_cache import Tokens
 
@@ -36,7 +37,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What stays the same during training: the module on its ViT, the task's images, the settings."""
+    """What stays the same during training: the module on its ViT, the task's images, the settings.
+
+    `replica` is this process among those that train the module together; all have the same of everything else.
+    """
 
     task: str
     vit: Vit
@@ -46,6 +50,7 @@ class Lesson:
     classes: int
     settings: Settings
     seed: int
+    replica: Replica = ALONE
 
     @property
     def steps(self) -> int:
@@ -58,15 +63,18 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
 
     Cross-entropy with label smoothing on a linear head over the pooled tail, which is thrown away afterwards, plus
     l1 |s|_1 + l2 |s|_2^2 on the reuse of the past. Continues from the newest checkpoint, if there is one: on a CPU,
-    with the same number of threads, the values in the end are the same to the last bit.
+    with the same numbers of threads and processes, the values in the end are the same to the last bit.
 
     Raises:
         IntaglioError: the loss is not finite, or training diverged.
+        PeersLostError: another process of the training ended.
     """
     settings, vit = lesson.settings, lesson.vit
     parameters = lesson.trained.parameters()
     state = TrainingState.begin(parameters, 2 * vit.width, lesson.classes, len(lesson.train), settings, lesson.seed)
-    if found := checkpoints.newest():
+    with lesson.replica.first_before_others():  # which also removes damaged ones
+        found = checkpoints.newest()
+    if found:
         state.restore(found)
         print(f"finetune {lesson.task}: goes on after step {state.step} of {lesson.steps}", flush=True)
     progress = Progress(f"finetune {lesson.task}: epochs", settings.epochs, every=0)
@@ -88,13 +96,13 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
 def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
     """The rest of the epoch that `state` stands in, and its validation."""
     number = len(state.history) + 1
-    for tokens, labels in _batches(lesson, lesson.train, state.order[state.position :]):
-        loss = _step(lesson, state, tokens, labels)
+    for rows in state.order[state.position :].split(lesson.settings.batch_size):
+        loss = _step(lesson, state, rows)
         if not math.isfinite(loss):
             raise _not_finite(lesson, number, state.step)
-        state.loss_sum += loss * len(labels)
-        state.position += len(labels)
-        if checkpoints.due():
+        state.loss_sum += loss * len(rows)
+        state.position += len(rows)
+        if lesson.replica.rank == 0 and checkpoints.due():
             checkpoints.keep(state.checkpoint())
     epoch = Epoch(number, state.loss_sum / len(lesson.train), *_validate(lesson, state.head))
     if not math.isfinite(epoch.val_loss):
@@ -103,25 +111,28 @@ def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) 
     return epoch
 
 
-def _step(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) -> float:
-    """One step of the optimizer; returns the loss before it."""
+def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
+    """One step of the optimizer on a batch, the rows (n,) of the training split; returns the loss before it."""
     settings = lesson.settings
     speed = rate(state.step, lesson.steps, settings.warmup_fraction)
     for group, top in zip(
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
-    loss = _gradients(lesson, state, tokens, labels)
+    tokens, labels = _read(lesson, lesson.train, lesson.replica.share(rows))
+    loss = _gradients(lesson, state, tokens, labels, len(rows))
+    loss = lesson.replica.sum_gradients(state.learned, loss)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
     return loss
 
 
-def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor) -> float:
-    """The loss of a batch and its gradients, in parts where the device has no memory for all of it at once.
+def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> float:
+    """What some images add to the loss of a batch of `images`, and to its gradients.
 
-    The gradients of the parts add up to those of the batch, so that the memory changes only their last bits.
+    They are computed in parts where the device has no memory for all at once. The gradients of the parts, as those of
+    the processes, add up to the batch's, so that memory and processes change only their last bits.
 
     Raises:
         IntaglioError: the memory does not even hold one image.
@@ -130,8 +141,8 @@ def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Ten
         state.optimizer.zero_grad(set_to_none=True)
         try:
             total = 0.0
-            for part, answers in zip(tokens.split(state.part), labels.split(state.part), strict=True):
-                loss = _loss(lesson, state.head, part, answers) * (len(answers) / len(labels))
+            for part, answers in _parts(tokens, labels, state.part):
+                loss = _loss(lesson, state.head, part, answers) * (len(answers) / images)
                 loss.backward()
                 total += float(loss.detach())
             return total
@@ -143,6 +154,11 @@ def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Ten
         print(f"finetune {lesson.task}: out of memory, going on with {state.part} images at once", flush=True)
         if lesson.vit.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _parts(tokens: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    if len(labels):  # or torch would make one part of nothing, whose mean loss is not a number
+        yield from zip(tokens.split(size), labels.split(size), strict=True)
 
 
 def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -158,21 +174,20 @@ def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Te
 @torch.no_grad()
 def _validate(lesson: Lesson, head: nn.Linear) -> tuple[float, float]:
     """Mean loss and accuracy on the validation split."""
-    loss, right, count = 0.0, 0, len(lesson.val)
-    for tokens, labels in _batches(lesson, lesson.val, torch.arange(count)):
+    loss, right, count = 0.0, 0.0, len(lesson.val)
+    for rows in lesson.replica.share(torch.arange(count)).split(lesson.settings.batch_size):
+        tokens, labels = _read(lesson, lesson.val, rows)
         with autocast(lesson.vit):
             logits = head(lesson.vit.tail(tokens)).float()
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        right += int((logits.argmax(dim=1) == labels).sum())
+        right += float((logits.argmax(dim=1) == labels).sum())
+    loss, right = lesson.replica.total((loss, right), lesson.vit.device)
     return loss / count, right / count
 
 
-def _batches(lesson: Lesson, split: Split, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    device, size = lesson.vit.device, lesson.settings.batch_size
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        tokens = torch.from_numpy(split.tokens[rows.numpy()]).to(device).float()
-        yield tokens, split.labels[rows].to(device)
+def _read(lesson: Lesson, split: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
+    device = lesson.vit.device
+    return torch.from_numpy(split.tokens[rows.numpy()]).to(device).float(), split.labels[rows].to(device)
 
 
 def rate(step: int, steps: int, warmup_fraction: float) -> float:

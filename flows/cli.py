@@ -65,7 +65,7 @@ def run() -> None:
     """Run the pipeline once: every stage that changed, then publish, judge and promote."""
     root = _project()
     from flows.lock import run_lock
-    from flows.mend import mend
+    from flows.mend import forget_dropped_tasks, mend
     from flows.preflight import preflight
     from flows.server import start_server
     from flows.summary import closing_lines
@@ -74,6 +74,7 @@ def run() -> None:
     with run_lock(root):
         config = preflight(root)
         mend(root)
+        forget_dropped_tasks(root, config.tasks)
         if summary := unchanged(root, config):
             print("\n".join(closing_lines(summary)))
             return
@@ -82,7 +83,8 @@ def run() -> None:
         from flows.pipeline import continual_finetuning
 
         print(f"Prefect's pages during the run: {server.wait()}", flush=True)
-        continual_finetuning(str(root))
+        with server.attended():
+            continual_finetuning(str(root))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +31,20 @@ def mend(root: Path) -> None:
         _mend_lock_file(root)
     shutil.rmtree(scratch_folder(root), ignore_errors=True)
     scratch_folder(root).mkdir(parents=True, exist_ok=True)
+
+
+def forget_dropped_tasks(root: Path, tasks: Collection[str]) -> None:
+    """Remove the manifests and validation pages of tasks that are not among `tasks`, those of params.yaml.
+
+    Refused tasks leave them behind, and evaluate and report, which read those folders whole, would run for nothing.
+    A task that comes back gets them from DVC's cache.
+    """
+    for path in (root / "data" / "manifests").glob("*.parquet"):
+        if path.stem not in tasks:
+            path.unlink()
+    for path in (root / "reports" / "validation").glob("*/"):
+        if path.name not in tasks:
+            shutil.rmtree(path)
 
 
 def whole_entries(text: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -21,7 +23,7 @@ from components.errors import IntaglioError, TransientError
 from components.io import read_json
 from flows.dag import changed_stages, read_dag
 from flows.lock import run_lock
-from flows.mend import mend
+from flows.mend import forget_dropped_tasks, mend
 from flows.preflight import preflight
 from flows.progress import Progress
 from flows.run_stage import StageStoppedError, run_stage
@@ -66,6 +68,7 @@ def continual_finetuning(root: str | None = None) -> Summary:
     with run_lock(folder):
         config = preflight(folder)
         mend(folder)
+        forget_dropped_tasks(folder, config.tasks)
         dag = read_dag(folder)
         walk = Walk(dag, changed_stages(folder), WORKERS)
         run = Run(folder, config, Progress(len(dag.stages)))
@@ -147,7 +150,7 @@ def _conclude(run: Run, walk: Walk) -> Summary:
     outcomes, elapsed = walk.outcomes, run.progress.elapsed
     if errors:
         summary = Summary(outcomes, elapsed, errors, walk.not_started)
-        create_markdown_artifact(as_markdown(summary), key="continual-finetuning")
+        _show(summary)
         for error in walk.errors.values():
             if not isinstance(error, IntaglioError):
                 raise error  # a bug: its stack trace is wanted
@@ -166,10 +169,16 @@ def _conclude(run: Run, walk: Walk) -> Summary:
         decision=decision,
         metrics=read_json(run.root / "reports" / "metrics.json"),
     )
-    create_markdown_artifact(as_markdown(summary), key="continual-finetuning")
+    _show(summary)
     for line in closing_lines(summary):
         run.progress.say(line)
     return summary
+
+
+def _show(summary: Summary) -> None:
+    """Give the run its page in Prefect. Without a server there is none, which must not hide how the run ended."""
+    with suppress(httpx.TransportError):
+        create_markdown_artifact(as_markdown(summary), key="continual-finetuning")
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from components.errors import IntaglioError, TransientError
+from components.errors import TRY_AGAIN, IntaglioError, TransientError
 from flows import leash
 from flows.dag import BUSY
 from flows.lock import lock_descriptors
@@ -22,7 +22,6 @@ from flows.settings import stage_environment
 
 Outcome = Literal["ran", "cached"]
 
-TRY_AGAIN = 75  # a stage's exit status that stands for TransientError: EX_TEMPFAIL of sysexits.h
 _POLL_SECONDS = 0.1
 _EXIT_STATUS = re.compile(r"ERROR: failed to reproduce .* exited with (-?\d+)$")
 _RUNNING = re.compile(r"Running stage '")

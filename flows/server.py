@@ -6,32 +6,82 @@ that server too, and Prefect would then try for minutes to report to it. And an 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from components.errors import IntaglioError
 from flows import leash
 from flows.settings import SCRATCH
 
 _START_SECONDS = 120  # 5 s usually, 15 s with a new database, more on a busy machine
+_RESTARTS = 3  # of a server that ends in the middle of a run
+
+_Process = subprocess.Popen[bytes]
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrefectServer:
-    """A server at `address`. `process` is None where it is not ours.
+    """A server at `address`. `process` is None where it is not ours, `start` starts it at that address.
 
     The process dies with us, after us: Prefect still sends its last lines of log while the interpreter shuts down.
     """
 
     address: str
-    process: subprocess.Popen[bytes] | None
+    process: _Process | None
     log: Path
+    start: Callable[[], _Process] | None = None
+
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """Around a run: our own server is started again if it ends; the stages do not need it meanwhile.
+
+        A run that fails because there is no server any more ends this process with a line that says so.
+        """
+        threading.Thread(target=self._attend, daemon=True).start()
+        before, logging.raiseExceptions = logging.raiseExceptions, False  # or logs would say that they cannot be sent
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, IntaglioError) or _healthy(self.address):
+                raise
+            self._end_run(error)
+        finally:
+            logging.raiseExceptions = before
+
+    def _attend(self) -> None:
+        for _ in range(_RESTARTS):
+            if self.process is None or self.start is None:
+                return
+            self.process.wait()
+            print(f"Prefect's server ended (its last words are in {self.log}); starting it again", flush=True)
+            self.process = self.start()
+
+    def _end_run(self, error: BaseException) -> NoReturn:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, IntaglioError):
+            cause = cause.__context__  # the run's own failure, which Prefect could not report
+        where = f" (its last words are in {self.log})" if self.process else ""
+        lost = f"Prefect's server {self.address} ended during the run{where}, and Prefect's record of the run with it"
+        for line in [
+            *str(cause or "").splitlines(),
+            f"{lost}; whatever had finished is kept: run `intaglio run` again",
+        ]:
+            print(f"error: {line}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)  # at an ordinary exit Prefect would try for minutes to reach its server
 
     def wait(self) -> str:
         """Wait until the server answers; returns its address.
@@ -64,10 +114,18 @@ def start_server(root: Path, schedules: bool = False) -> PrefectServer:
     if given := os.environ.get("PREFECT_API_URL"):
         return PrefectServer(given.removesuffix("/api"), None, log)
     port = _free_port()
+    log.unlink(missing_ok=True)
+    start = partial(_start, root, port, log, schedules)
+    server = PrefectServer(f"http://127.0.0.1:{port}", start(), log, start)
+    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    return server
+
+
+def _start(root: Path, port: int, log: Path, schedules: bool) -> _Process:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     switches = ("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED")
-    with log.open("wb") as file:
-        process = subprocess.Popen(
+    with log.open("ab") as file:
+        return subprocess.Popen(
             [sys.executable, "-S", leash.__file__, *command],
             cwd=root,
             env={**os.environ, **dict.fromkeys(switches, str(schedules).lower())},
@@ -76,9 +134,6 @@ def start_server(root: Path, schedules: bool = False) -> PrefectServer:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    address = f"http://127.0.0.1:{port}"
-    os.environ["PREFECT_API_URL"] = f"{address}/api"
-    return PrefectServer(address, process, log)
 
 
 def _free_port() -> int:

@@ -42,6 +42,7 @@ def quiet_environment(root: Path) -> dict[str, str]:
         "MPLCONFIGDIR": str(scratch / "matplotlib"),
         "PREFECT_HOME": str(scratch),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the flow prints its own progress; the API has the log
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # of its own threads, which repeat themselves without a server
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from synthetic import Project
 from test_serve_model import png
 
@@ -23,11 +24,8 @@ from flows.tracking import aliases, connect
 def no_server(monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> None:
     """The flow runs on the tests' own Prefect server."""
 
-    class Ready:
-        def wait(self) -> str:
-            return "http://localhost"
-
-    monkeypatch.setattr("flows.server.start_server", lambda *_, **__: Ready())
+    address = str(PREFECT_API_URL.value()).removesuffix("/api")
+    monkeypatch.setattr("flows.server.start_server", lambda *_, **__: PrefectServer(address, None, Path("log")))
 
 
 @pytest.mark.usefixtures("no_server")

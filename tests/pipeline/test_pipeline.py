@@ -19,6 +19,7 @@ from test_run_stage import running, wait_for
 from components.errors import IntaglioError
 from flows import pipeline
 from flows.lock import run_lock
+from flows.own_task import add_task
 from flows.tracking import PARENT_KIND, aliases, connect, experiment_id, runs, versions
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -92,6 +93,25 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(
     done.forget()
     run_flow(done)
     assert done.executed() == ["evaluate", "report"]
+
+
+def test_a_refused_task_that_is_dropped_leaves_no_trace(
+    done: Project, run_flow: Callable[[Project], pipeline.Summary]
+) -> None:
+    run_flow(done)
+    params = done.root / "params.yaml"
+    before = params.read_text()
+    for label in ("a", "b"):
+        (done.root / "third" / label).mkdir(parents=True)
+        (done.root / "third" / label / "0.png").touch()
+    add_task(done.root, "third", done.root / "third")
+    done.fault("validate@third", "fail")
+    with pytest.raises(IntaglioError, match="validate@third"):
+        run_flow(done)
+    params.write_text(before)
+    done.forget()
+    run_flow(done)
+    assert done.executed() == []
 
 
 def test_a_fault_that_passes_is_tried_again(

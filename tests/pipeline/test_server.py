@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from synthetic import Project
+from test_run_stage import wait_for
 
 from components.errors import IntaglioError
 from flows import leash, server
@@ -34,6 +42,42 @@ def test_it_answers_and_ends_when_let_go(tmp_path: Path) -> None:
         own.process.wait(20)
     with pytest.raises(IntaglioError, match=r"PREFECT_API_URL is http://127.*, but no Prefect server answers"):
         later.wait()
+
+
+def test_a_server_that_dies_in_the_middle_of_a_run_comes_back_and_the_run_ends_well(done: Project) -> None:
+    done.measure('{"accuracy_final": 0.7}')
+    done.fault("evaluate", "pause")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    output = done.root / "output"
+    with output.open("w") as file:
+        command = [sys.executable, "-c", "from flows.cli import main; main()", "run"]
+        process = subprocess.Popen(command, cwd=done.root, env=env, stdout=file, stderr=file)
+    try:
+        wait_for(done.root / "alive")
+        address = output.read_text().partition("during the run: ")[2].split()[0]
+        os.kill(_listener(int(address.rpartition(":")[2])), signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while not ("starting it again" in output.read_text() and server._healthy(address)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (done.root / "go").touch()
+        assert process.wait(120) == 0, output.read_text()
+    finally:
+        process.kill()
+    assert "version 1 passed its gates" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    with closing(sqlite3.connect(done.root / ".intaglio" / "prefect.db")) as database:
+        assert database.execute("select state_name from flow_run").fetchall() == [("Completed",)]
+
+
+def _listener(port: int) -> int:
+    """The pid of the process that was told to listen on a port, the youngest one that names it."""
+    named = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"--port\0{port}\0".encode() in path.read_bytes()
+    ]
+    return max(named)
 
 
 def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,17 @@ def test_statistics_of_tasks_add_up_to_those_of_all_at_once(sizes: list[int], se
     np.testing.assert_allclose(np.concatenate([task.means for task in tasks]), at_once.means, atol=1e-12)
 
 
+@given(extra=st.lists(st.integers(0, 4), max_size=20), seed=st.integers(0, 999))
+def test_statistics_are_the_plain_formula_in_whatever_order_the_images_come(extra: list[int], seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation([0, 1, 2, 3, 4, *extra])
+    h = np.random.default_rng(seed).normal(size=(len(labels), 3)).astype(np.float32)
+    found = Statistics.fit(h, labels, 5)
+    parts = [h[labels == label].astype(np.float64) for label in range(5)]
+    np.testing.assert_array_equal(found.counts, [len(part) for part in parts])
+    np.testing.assert_allclose(found.means, [part.mean(axis=0) for part in parts], atol=1e-12)
+    np.testing.assert_allclose(found.scatter, sum((len(x) - 1) * np.cov(x.T) for x in parts if len(x) > 1), atol=1e-9)
+
+
 @given(images=st.integers(2, 200), seed=st.integers(0, 100))
 def test_the_odds_of_the_target_are_a_multiple_of_scikit_learns(images: int, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(images, 25)) @ np.diag(np.linspace(0.1, 3, 25))
@@ -176,6 +187,24 @@ def test_calibration_lowers_the_loss_and_changes_no_choice() -> None:
     before, after = raw.log_probabilities(held_out), calibrated.log_probabilities(held_out)
     np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
     assert raw.calibrated(held_out[:0], truth[:0]) == raw
+
+
+def test_more_held_out_images_than_a_temperature_needs_give_the_same_one() -> None:
+    h, labels = clusters(7, 200, 25, 12, spread=1.0)
+    raw = Classifier.fit(h[::2], labels[::2], 200)
+    held_out, truth = h[1::2], labels[1::2]
+    assert len(held_out) > 2 * 1024
+    parts = [raw.calibrated(held_out[start::2], truth[start::2]).temperature for start in (0, 1)]
+    assert raw.calibrated(held_out, truth).temperature == pytest.approx(np.mean(parts), rel=0.03)
+
+
+def test_a_task_of_very_many_classes_is_learned_and_told_apart(config: Config) -> None:
+    h, labels = clusters(8, 1_500, 3, 24, spread=4.0)
+    held_out = np.arange(len(h)) % 3 == 2
+    train = ~held_out
+    assert np.isfinite(Mixture.fit(h[train], config.signature, seed=0).log_density(h[held_out])).all()
+    classifier = Classifier.fit(h[train], labels[train], 1_500).calibrated(h[held_out], labels[held_out])
+    assert (classifier.log_probabilities(h[held_out]).argmax(axis=1) == labels[held_out]).mean() > 0.95
 
 
 def test_equal_images_in_every_class_are_no_problem() -> None:
