@@ -88,7 +88,9 @@ class LinearRetriever:
 
     def scores(self, h: Embeddings) -> Matrix:
         """Task scores (n, d) -> (n, T), equal to PooledRetriever's but for a constant per image."""
-        return mixture_scores(((h - self.origin) @ self.coef.T + self.offset).astype(np.float64), self.owner)
+        # coef stands first, so that BLAS reads what is large in order.
+        class_scores = (self.coef @ (h - self.origin).T).T + self.offset
+        return mixture_scores(class_scores.astype(np.float64, order="C"), self.owner)
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""
