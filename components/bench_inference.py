@@ -6,8 +6,6 @@ them alike; memory is measured in a fresh process each.
 
 from __future__ import annotations
 
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from components.embed import BATCH, Embeddings, Pixels, pixel_batches
 from components.engine import embed_pixels
 from components.images import Limits
 from components.io import read_json
+from components.machine import cpu_name, peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.predict import Prediction, Predictor
 from components.retrieve import choose_task
@@ -63,7 +62,12 @@ class _EvenTraffic:
 
 
 def bench_inference(
-    root: Path, tasks: Sequence[int] = TASKS, images: int = 192, rounds: int = 5, memory: bool = True
+    root: Path,
+    tasks: Sequence[int] = TASKS,
+    images: int = 192,
+    rounds: int = 5,
+    memory: bool = True,
+    keep: Callable[[Row], None] = lambda found: None,
 ) -> Row:
     """Measure every engine for every number of tasks; the project at `root` has been run.
 
@@ -73,28 +77,34 @@ def bench_inference(
         images: test images a timed pass goes over; ways that run T passes an image take fewer of them.
         rounds: times that all engines take turns; the figures are medians.
         memory: whether to measure peak memory, one fresh process for each row.
+        keep: is given what is measured so far after every T, so that a long run that is killed is not lost.
     """
     config = load_config(root / "params.yaml")
     rows: list[Row] = []
-    for count in tasks:
-        with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
-            folder = Path(scratch)
-            stretched = stretch(root, config, count, folder)
-            known = test_images(root, config, count)
-            found = _measure(folder, stretched, known, images, rounds)
-            if memory:
-                for row in found:
-                    row["peak_memory_mb"] = _peak_memory(folder, root, row["engine"], count)
-            rows += found
-            for row in found:
-                print(_line(row), flush=True)
-    device = f"{torch.get_num_threads()} threads of {_cpu()}"
-    settings = {
-        "image_size": config.backbone.image_size,
-        "depth": config.backbone.depth,
-        "model": config.backbone.model,
+    found: Row = {
+        "device": f"{torch.get_num_threads()} threads of {cpu_name()}",
+        "backbone": config.backbone.model_dump(include={"image_size", "depth", "model"}),
+        "images": images,
+        "rounds": rounds,
+        "rows": rows,
     }
-    return {"device": device, "backbone": settings, "images": images, "rounds": rounds, "rows": rows}
+    for count in tasks:
+        rows += _rows(root, config, count, images, rounds, memory)
+        keep(found)
+    return found
+
+
+def _rows(root: Path, config: Config, count: int, images: int, rounds: int, memory: bool) -> list[Row]:
+    """Every engine with `count` tasks."""
+    with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
+        folder = Path(scratch)
+        stretched = stretch(root, config, count, folder)
+        rows = _measure(folder, stretched, test_images(root, config, count), images, rounds)
+        for row in rows:
+            if memory:
+                row["peak_memory_mb"] = peak_memory_of(__name__, row["engine"], folder, root, count)
+            print(_line(row), flush=True)
+    return rows
 
 
 def test_images(root: Path, config: Config, tasks: int) -> TestImages:
@@ -262,13 +272,6 @@ def _quality(answers: Sequence[Prediction], exact: Sequence[Prediction], known: 
     return {"agreement_with_exact": round(float(np.mean(same)), 5), "accuracy_final": round(float(accuracy), 5)}
 
 
-def _peak_memory(folder: Path, root: Path, engine: str, tasks: int) -> float:
-    """Largest resident set of a fresh process that loads one engine and predicts one batch, in MB."""
-    command = [sys.executable, "-m", "components.bench_inference", engine, str(folder), str(root), str(tasks)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def _one_batch(engine: str, folder: Path, root: Path, tasks: int) -> None:
     config = load_config(root / "params.yaml")
     order = read_json(folder / "models/bundle/bundle.json")["order"]
@@ -276,7 +279,7 @@ def _one_batch(engine: str, folder: Path, root: Path, tasks: int) -> None:
     stretched = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": stream})})
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, *[config.backbone.image_size] * 2, 3), dtype=np.uint8)
     _way(engine, folder, stretched)(pixels[: 8 if _grows(engine) and tasks > 10 else BATCH])
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print_peak_memory()
 
 
 def _line(row: Row) -> str:
@@ -284,11 +287,6 @@ def _line(row: Row) -> str:
     agreement = "" if row["agreement_with_exact"] is None else f", agreement {row['agreement_with_exact']:.4f}"
     speed = f"{row['images_per_second']:8.1f} images/s, {row['ratio_to_backbone']:.3f} of the backbone"
     return f"T = {row['tasks']:>3}  {row['engine']:<16} {speed}{agreement}{memory}"
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ machine slows all of them alike. Memory is measured in a fresh process each.
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +31,7 @@ from components.checkpoint import Checkpoints
 from components.config import Backbone, Config, Finetune, load_config
 from components.embed import Pixels, pixel_batches
 from components.images import Limits
+from components.machine import cpu_name, peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.modules import LINEAR_LAYERS
 from components.train import Lesson, Split, rate, train_epoch
@@ -106,10 +105,10 @@ def bench_train(
     slow = by_method["peft_same_blocks"]
     for row in rows:
         row["speedup_over_peft_same_blocks"] = round(slow["epoch_seconds"] / row["epoch_seconds"], 3)
-        row["peak_memory_mb"] = _peak_memory(root, blocks, row["method"]) if memory else None
+        row["peak_memory_mb"] = peak_memory_of(__name__, root, blocks, row["method"]) if memory else None
         print(_line(row), flush=True)
     return {
-        "device": f"{torch.get_num_threads()} threads of {_cpu()}" if setting.device.type == "cpu" else "cuda",
+        "device": f"{torch.get_num_threads()} threads of {cpu_name()}" if setting.device.type == "cpu" else "cuda",
         "backbone": setting.backbone.model_dump(include={"model", "image_size", "depth", "adapted_blocks"}),
         "images": len(setting.train.labels),
         "val_images": len(setting.val.labels),
@@ -266,18 +265,11 @@ def _forward(setting: Setting) -> Epoch:
     return epoch
 
 
-def _peak_memory(root: Path, blocks: int, way: str) -> float:
-    """Largest resident set of a fresh process that trains two steps in one way, in MB."""
-    command = [sys.executable, "-m", "components.bench_train", str(root), str(blocks), way]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def _two_steps(root: Path, blocks: int, way: str) -> None:
     setting = _setting(root, blocks, 2 * load_config(root / "params.yaml").finetune.batch_size, 1)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
         way_of(way, setting, Path(scratch))()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print_peak_memory()
 
 
 def _line(row: Row) -> str:
@@ -285,11 +277,6 @@ def _line(row: Row) -> str:
     loss = "" if row["loss"] is None else f", loss {row['loss']:.4f}"
     ratio = f"{row['speedup_over_peft_same_blocks']:.2f} times peft_same_blocks"
     return f"{row['method']:<17}{row['images_per_second']:8.1f} images/s, {ratio}{loss}{memory}"
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ class LinearRetriever:
 
     def class_scores(self, h: Embeddings) -> Matrix:
         """Class scores (n, d) -> (n, C), equal to PooledRetriever's but for a constant per image."""
-        return cast(Matrix, ((h - self.origin) @ self.coef.T + self.offset).astype(np.float64))
+        # coef stands first, so that BLAS reads what is large in order.
+        found = (self.coef @ (h - self.origin).T).T + self.offset
+        return found.astype(np.float64, order="C")
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""

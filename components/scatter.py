@@ -60,7 +60,9 @@ class CompactScatter:
     def matrix(self) -> Matrix:
         """The scatter (d, d) that it stands for."""
         directions = self.directions.astype(np.float64)
-        return (directions.T * self.energy) @ directions + np.diag(self.rest.astype(np.float64))
+        matrix = (directions.T * self.energy) @ directions
+        matrix[np.diag_indices_from(matrix)] += self.rest
+        return matrix
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""

@@ -61,16 +61,17 @@ class _Stack:
     """T mixtures of up to K components on up to q axes, evaluated in a few products; absent ones weigh nothing.
 
     Coordinates are counted from `origin` (d,), a point amid all mixtures, so that float32 holds the distances.
-    axes (T q, d), shift (T, q) and center (T, d) place each mixture; log_weight (T, K), means and precision (T, K, q)
-    are its components; noise and log_noise (T,) its density outside the axes.
+    axes (T q, d), shift (T, q) and center (T, d) place each mixture. constant (T, K), linear and precision (T, K, q)
+    are its components: log density constant + linear z - precision z^2 / 2 at z on the axes. noise and log_noise (T,)
+    are its density outside them.
     """
 
     origin: Embeddings
     axes: Embeddings
     shift: Embeddings
     center: Embeddings
-    log_weight: Matrix
-    means: Matrix
+    constant: Matrix
+    linear: Matrix
     precision: Matrix
     noise: Vector
     log_noise: Vector
@@ -81,35 +82,35 @@ class _Stack:
         width, tasks = mixtures[0].axes.shape[1], len(mixtures)
         origin = np.stack([m.center for m in mixtures]).mean(axis=0).astype(np.float32)
         axes, shift = np.zeros((tasks, dims, width), np.float32), np.zeros((tasks, dims), np.float32)
-        log_weight = np.full((tasks, parts), -np.inf)
-        means, precision = np.zeros((tasks, parts, dims)), np.zeros((tasks, parts, dims))
+        constant = np.full((tasks, parts), -np.inf)
+        linear, precision = np.zeros((tasks, parts, dims)), np.zeros((tasks, parts, dims))
         center = np.stack([m.center - origin for m in mixtures]).astype(np.float32)
         noise = np.array([m.noise for m in mixtures])
         for k, m in enumerate(mixtures):
             count, used = m.means.shape
             axes[k, :used], shift[k, :used] = m.axes, m.axes @ center[k]
-            means[k, :count, :used], precision[k, :count, :used] = m.means, 1 / m.variances
-            log_weight[k, :count] = np.log(m.weights) - 0.5 * np.log(2 * np.pi * m.variances).sum(axis=1)
+            linear[k, :count, :used], precision[k, :count, :used] = m.means / m.variances, 1 / m.variances
+            constant[k, :count] = np.log(m.weights) - 0.5 * np.log(2 * np.pi * m.variances).sum(axis=1)
+            constant[k, :count] -= 0.5 * (m.means**2 / m.variances).sum(axis=1)
         outside = width - np.array([len(m.axes) for m in mixtures])
         log_noise = -0.5 * outside * np.log(2 * np.pi * noise)
         flat = axes.reshape(tasks * dims, width)
-        return cls(origin, flat, shift, center, log_weight, means, precision, noise, log_noise)
+        return cls(origin, flat, shift, center, constant, linear, precision, noise, log_noise)
 
     def log_densities(self, h: Embeddings) -> Matrix:
-        x = h - self.origin
-        z = ((x @ self.axes.T).reshape(len(x), *self.shift.shape) - self.shift).astype(np.float64)
-        far = _squared(x)[:, None] - 2.0 * (x @ self.center.T) + _squared(self.center)
+        x = (h - self.origin).T  # (d, n); the stored, larger factor stands first: BLAS reads it once, in order
+        z = ((self.axes @ x).reshape(*self.shift.shape, -1) - self.shift[:, :, None]).astype(np.float64)
+        far = _squared(x) - 2.0 * (self.center @ x) + _squared(self.center.T)[:, None]
         outside = np.maximum(far - _squared(z), 0)
-        inside = np.empty_like(outside)
-        for k in range(len(self.noise)):
-            distance = np.einsum("nkq,kq->nk", (z[:, k, None] - self.means[k]) ** 2, self.precision[k])
-            inside[:, k] = logsumexp(self.log_weight[k] - 0.5 * distance, axis=1)
-        return inside - 0.5 * outside / self.noise + self.log_noise
+        # The square of a component's distance multiplied out: in float64 nothing is lost.
+        inside = logsumexp(self.constant[:, :, None] + self.linear @ z - 0.5 * (self.precision @ z**2), axis=1)
+        density = inside - 0.5 * outside / self.noise[:, None] + self.log_noise[:, None]
+        return cast(Matrix, np.ascontiguousarray(density.T))
 
 
 def _squared(x: NDArray[Any]) -> Matrix:
-    """Squared length of the last axis, in float64."""
-    return cast(Matrix, np.square(x, dtype=np.float64).sum(axis=-1))
+    """Squared length over the last axis but one, in float64."""
+    return cast(Matrix, np.square(x, dtype=np.float64).sum(axis=-2))
 
 
 @dataclass(frozen=True)

@@ -46,27 +46,24 @@ def sign(root: Path, config: Config, task: str) -> None:
         Mixture.fit(h["train"][task], config.signature, config.seed).rounded(),
         Support.fit(train, val, config.signature, config.seed),
         Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
-        _classifier({name: h[name][None] for name in h}, {name: h[name][task] for name in h}, labels, width, count),
+        _classifier({name: h[name][task] for name in h}, labels, width, count),
     )
     write_signature(root / "models/signatures", signature, config.signature.scatter_rank)
 
 
 def _classifier(
-    frozen: Mapping[str, Embeddings],
-    adapted: Mapping[str, Embeddings],
-    labels: Mapping[str, Labels],
-    width: int,
-    classes: int,
+    h: Mapping[str, Embeddings], labels: Mapping[str, Labels], trunk_width: int, classes: int
 ) -> Classifier:
     """Of the train and the val split together, at the temperature that val gives a classifier of train alone.
 
-    It reads what the module adapts, `adapted` from column `width` on; the rest is the same in all tasks. What it is
-    averaged with is here the discriminants of this task alone: other tasks sharpen them later.
+    It reads what the module adapts; the trunk's part of `h` is the same in all tasks, and only its pooled discriminants
+    are heard. Of them, the temperature knows those of this task alone, which other tasks sharpen later.
     """
-    own = {name: h[:, width:] for name, h in adapted.items()}
-    trunk = slice(None, width or None)
-    witness = PooledRetriever.fit([Statistics.fit(frozen["train"][:, trunk], labels["train"], classes)])
-    said = witness.class_scores(frozen["val"][:, trunk])
+    frozen, own = ({name: h[name][:, part] for name in h} for part in np.s_[:trunk_width, trunk_width:])
+    said = None
+    if trunk_width:
+        alone = PooledRetriever.fit([Statistics.fit(frozen["train"], labels["train"], classes)])
+        said = alone.class_scores(frozen["val"])
     held_out = Classifier.fit(own["train"], labels["train"], classes).calibrated(own["val"], labels["val"], said)
     every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (own, labels))
     return replace(Classifier.fit(every, all_labels, classes), temperature=held_out.temperature)

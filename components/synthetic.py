@@ -1,7 +1,8 @@
 """Many tasks out of a few learned ones: what a benchmark at 100 tasks runs on.
 
-A synthetic task is a real one seen through an isometry: its statistics and supports move to another place of h_0 with
-all distances within the task kept, its module keeps its singular values and acts on other coordinates.
+A synthetic task is a real one seen through an isometry: its class means and supports move to another place of h_0 with
+all distances within the task kept, its module keeps its singular values and acts on other coordinates. Its scatter
+stays, so that the covariance pooled over all tasks is the real one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from components.bundle import write_bundle
 from components.config import Config, Task
 from components.io import Arrays, read_arrays, read_json, sha256_file, write_arrays, write_json
 from components.scatter import shrunk_covariance
-from components.signature import Mixture, Signature, Statistics, Support
-from components.signature_files import read_signature, write_signature
+from components.signature import Signature, Statistics, Support
+from components.signature_files import read_signature, read_support, write_support
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -39,16 +40,15 @@ def stretch(root: Path, config: Config, tasks: int, folder: Path, seed: int = 0)
     (models / "backbone").symlink_to((root / "models/backbone").resolve(), target_is_directory=True)
     stream: dict[str, Task] = {}
     for number in range(tasks):
-        source = real[number % len(real)]
-        random = np.random.default_rng([seed, number])
-        if number < len(real):
-            name = source.task
-            for kind in ("modules", "signatures"):
-                shutil.copytree(root / "models" / kind / name, models / kind / name)
-        else:
-            name = f"synthetic-{number + 1}"
-            write_signature(models / "signatures", isometry.move(source, name, random), config.signature.scatter_rank)
-            _turn_module(root / "models/modules" / source.task, models / "modules" / name, random)
+        source = real[number % len(real)].task
+        name = source if number < len(real) else f"synthetic-{number + 1}"
+        own = {kind: models / kind / name for kind in ("modules", "signatures")}
+        for kind, target in own.items():
+            shutil.copytree(root / "models" / kind / source, target)
+        if name != source:
+            random = np.random.default_rng([seed, number])
+            isometry.move(own["signatures"], random)
+            _turn_module(own["modules"], random)
         stream[name] = Task(folder=name, previous="base")
     stretched = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": stream})})
     write_bundle(folder, stretched)
@@ -62,7 +62,8 @@ def _trunk_width(signature: Signature) -> int:
 class _Isometry:
     """Mirrors h_0 along random principal axes of the within-class covariance, about the mean of all class means.
 
-    Trunk and tail are mirrored apart, so that what the trunk sees of a moved task is the moved trunk.
+    Trunk and tail are mirrored apart, so that what the trunk sees of a moved task is the moved trunk. A mirror leaves
+    the covariance as it is: distances in its units are kept too.
     """
 
     def __init__(self, center: Vector, blocks: Sequence[Matrix]) -> None:
@@ -77,42 +78,40 @@ class _Isometry:
         blocks = [np.linalg.eigh(covariance[part, part])[1] for part in parts]
         return cls(np.concatenate([task.means for task in tasks]).mean(axis=0), blocks)
 
-    def move(self, signature: Signature, name: str, random: np.random.Generator) -> Signature:
-        """The same task elsewhere: held-out scores stay valid, since densities move along."""
-        mirrors = [(v * random.choice([-1.0, 1.0], len(v))) @ v.T for v in self.blocks]
-        width = sum(len(mirror) for mirror in mirrors)
-        mirror = np.zeros((width, width))
-        start = 0
-        for part in mirrors:
-            mirror[start : start + len(part), start : start + len(part)] = part
-            start += len(part)
-        statistics = signature.statistics
-        means = (statistics.means - self.center) @ mirror + self.center
-        scatter = mirror @ statistics.scatter @ mirror
-        trunk = signature.trunk_support
-        return replace(
-            signature,
-            task=name,
-            statistics=Statistics(statistics.counts, means, scatter),
-            support=_moved(signature.support, mirror, self.center),
-            trunk_support=trunk and _moved(trunk, mirrors[0], self.center[: len(mirrors[0])]),
-        )
+    def move(self, signature: Path, random: np.random.Generator) -> None:
+        """Move the stored `signature` elsewhere; its held-out scores stay valid, since densities move along."""
+        signs = [random.choice([-1.0, 1.0], len(block)) for block in self.blocks]
+        shared = read_arrays(signature / "shared.safetensors")
+        means = self._mirror(shared["means"] - self.center, signs) + self.center
+        write_arrays(signature / "shared.safetensors", shared | {"means": means.astype(np.float16)})
+        for path in signature.glob("*support.safetensors"):
+            write_support(path, self._moved(read_support(path), signs))
+        facts = read_json(signature / "signature.json")
+        write_json(signature / "signature.json", facts | {"task": signature.name})
+
+    def _mirror(self, x: Matrix, signs: Sequence[Vector]) -> Matrix:
+        """Directions x (n, d), or (n, trunk_width), mirrored along the axes whose sign is -1."""
+        parts, start = [], 0
+        for axes, sign in zip(self.blocks, signs, strict=True):
+            if start < x.shape[1]:
+                parts.append(x[:, start : start + len(axes)] @ axes * sign @ axes.T)
+            start += len(axes)
+        return np.concatenate(parts, axis=1)
+
+    def _moved(self, support: Support, signs: Sequence[Vector]) -> Support:
+        mixture = support.mixture
+        about = self.center[: len(mixture.center)]
+        center, *axes = self._mirror(np.vstack([mixture.center - about, mixture.axes]), signs)
+        moved = replace(mixture, center=center + about, axes=np.stack(axes))
+        return Support(moved.rounded(), support.calibration)
 
 
-def _moved(support: Support, mirror: Matrix, about: Vector) -> Support:
-    mixture = support.mixture
-    place = (mixture.center - about) @ mirror + about
-    moved = Mixture(mixture.weights, mixture.means, mixture.variances, place, mixture.axes @ mirror, mixture.noise)
-    return Support(moved.rounded(), support.calibration)
-
-
-def _turn_module(source: Path, target: Path, random: np.random.Generator) -> None:
-    """A module on permuted coordinates: the same ranks, norms and singular values, another update."""
-    shutil.copytree(source, target)
-    weights = target / "adapter" / "adapter_model.safetensors"
+def _turn_module(module: Path, random: np.random.Generator) -> None:
+    """Put the stored `module` on permuted coordinates: the same ranks, norms and singular values, another update."""
+    weights = module / "adapter" / "adapter_model.safetensors"
     turned: Arrays = {}
     for name, array in read_arrays(weights).items():
         axis = 1 if ".lora_A." in name else 0
         turned[name] = np.ascontiguousarray(np.take(array, random.permutation(array.shape[axis]), axis=axis))
     write_arrays(weights, turned)
-    write_json(target / "module.json", read_json(target / "module.json") | {"adapter_sha256": sha256_file(weights)})
+    write_json(module / "module.json", read_json(module / "module.json") | {"adapter_sha256": sha256_file(weights)})

@@ -20,7 +20,10 @@ def inference(
     rounds: Annotated[int, typer.Option(min=1, help="Times that all engines take turns.")] = 5,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
 ) -> None:
-    """Compare the cost of a prediction with the frozen backbone's, for growing numbers of tasks."""
+    """Compare the cost of a prediction with the frozen backbone's, for growing numbers of tasks.
+
+    The file has what is measured so far after every number of tasks.
+    """
     from components.bench_inference import bench_inference
     from components.bench_retrieval import bench_retrieval
     from components.io import write_json
@@ -32,7 +35,7 @@ def inference(
         raise IntaglioError(f"--tasks {counts!r}: expected whole numbers such as 2,10,50") from None
     if min(numbers) < 1:
         raise IntaglioError(f"--tasks {counts!r}: expected numbers of at least 1")
-    found = bench_inference(find_root(), numbers, images, rounds, memory)
+    found = bench_inference(find_root(), numbers, images, rounds, memory, lambda rows: write_json(report, rows))
     write_json(report, found | {"retrieval": bench_retrieval(find_root())})
 
 

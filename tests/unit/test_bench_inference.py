@@ -12,6 +12,7 @@ from components.bench_retrieval import bench_retrieval, multiply
 from components.certificate import distances
 from components.config import Config
 from components.io import read_arrays
+from components.machine import peak_memory_of
 from components.predict import Predictor
 from components.retrieve import PooledRetriever
 from components.signature_files import read_signature
@@ -19,7 +20,9 @@ from components.synthetic import stretch
 
 
 def test_every_engine_is_measured_beside_what_it_answers(learned: Path) -> None:
-    found = bench_inference(learned, tasks=[2, 5], images=16, rounds=1, memory=False)
+    kept: list[int] = []
+    found = bench_inference(learned, [2, 5], 16, 1, memory=False, keep=lambda found: kept.append(len(found["rows"])))
+    assert kept == [len(ENGINES), 2 * len(ENGINES)]
     assert [(row["tasks"], row["engine"]) for row in found["rows"]] == [(t, e) for t in (2, 5) for e in ENGINES]
     for row in found["rows"]:
         assert row["images_per_second"] > 0
@@ -28,6 +31,12 @@ def test_every_engine_is_measured_beside_what_it_answers(learned: Path) -> None:
         if row["engine"] in ("exact", "shortlist", "shortlist_bf16"):
             assert row["agreement_with_exact"] >= 0.9
             assert row["accuracy_final"] > 0.5
+
+
+def test_memory_is_that_of_a_process_with_one_engine(learned: Path, config: Config, tmp_path: Path) -> None:
+    stretch(learned, config, 2, tmp_path)
+    # It holds at least torch, and here little else.
+    assert 100 < peak_memory_of("components.bench_inference", "shortlist", tmp_path, learned, 2) < 4000
 
 
 def test_retrieval_alone_is_measured_against_scoring_every_class(learned: Path) -> None:

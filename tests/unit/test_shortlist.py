@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from components.config import Config, Shortlist
 from components.config import Signature as Settings
+from components.conformal import Calibration
 from components.io import read_arrays
 from components.retrieve import PooledRetriever
 from components.shortlist import Supports, TaskFinder
-from components.signature import Classifier, Signature, Statistics, Support
+from components.signature import Classifier, Mixture, Signature, Statistics, Support
 from components.signature_files import read_signature
 
 WIDTH, TRUNK, CLASSES = 12, 8, 2
@@ -63,6 +64,34 @@ def test_densities_together_equal_densities_one_by_one() -> None:
     together = Supports(tuple(s.support for s in SIGNATURES)).log_densities(h)
     alone = np.stack([s.support.mixture.log_density(h) for s in SIGNATURES], axis=1)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-2)
+
+
+def mixture(rng: np.random.Generator, parts: int, dims: int, far: float) -> Mixture:
+    """Any mixture in WIDTH dimensions, `far` from the origin."""
+    axes = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0][:dims]
+    weights = rng.dirichlet(np.ones(parts))
+    variances = rng.uniform(0.1, 5, (parts, dims))
+    return Mixture(weights, rng.normal(size=(parts, dims)) * 3, variances, rng.normal(size=WIDTH) * far, axes, 0.3)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, WIDTH - 1)), min_size=1, max_size=6),
+    count=st.integers(0, 9),
+    far=st.floats(0, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_mixtures_of_any_shapes_are_evaluated_together_as_alone(
+    seed: int, shapes: list[tuple[int, int]], count: int, far: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    mixtures = [mixture(rng, parts, dims, far) for parts, dims in shapes]
+    h = (rng.normal(size=(count, WIDTH)) * max(far, 1)).astype(np.float32)
+    supports = Supports(tuple(Support(m, Calibration.of(rng.normal(size=5) * 20)) for m in mixtures))
+    alone = np.stack([m.log_density(h) for m in mixtures], axis=1)
+    # float32 holds a squared distance of up to `far` ** 2 to seven digits; a variance of 0.1 magnifies what is lost.
+    np.testing.assert_allclose(supports.log_densities(h), alone, rtol=1e-5, atol=1e-5 * (10 + far) ** 2)
+    assert supports.p_values(h).shape == (count, len(shapes))
 
 
 @given(temperature=st.floats(0.1, 100))
