@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from components.retrieve import PooledRetriever
-from components.scatter import shrunk_covariance
 from components.score import Indices, Mask, Matrix, Scored
-from components.signature import Classifier
+from components.signature import Classifier, pooled_covariance
 
 
 def result_row(scored: Scored, retrieved: Indices, correct: Mask) -> dict[str, float]:
@@ -48,8 +47,7 @@ def frozen_task_aware(scored: Scored) -> Mask:
     correct = np.zeros(len(scored.task), dtype=bool)
     for number, signature in enumerate(scored.signatures):
         statistics = signature.statistics
-        freedom = float(statistics.counts.sum()) - len(statistics.counts)
-        classifier = Classifier.from_covariance(statistics.means, shrunk_covariance(statistics.scatter, freedom))
+        classifier = Classifier.from_covariance(statistics.means, pooled_covariance([statistics]))
         own = scored.task == number
         chosen = classifier.log_probabilities(scored.h0[own]).argmax(axis=1)
         correct[own] = chosen == scored.label[own]

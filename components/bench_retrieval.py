@@ -21,9 +21,8 @@ from components.config import load_config
 from components.embed import BATCH, Embeddings
 from components.engine import Engine, embed_pixels
 from components.retrieve import Matrix, PooledRetriever
-from components.scatter import shrunk_covariance
 from components.search import CoarseSearch
-from components.signature import Statistics
+from components.signature import Statistics, pooled_covariance
 from components.signature_files import read_signature
 
 TASKS = (100, 1000, 10_000)
@@ -84,9 +83,7 @@ def _rows(statistics: Sequence[Statistics], tasks: int, h0: Embeddings, backbone
 def multiply(statistics: Sequence[Statistics], tasks: int, seed: int = 0) -> PooledRetriever:
     """The pooled retriever of `tasks` tasks: the given ones, then mirror images of them in turn."""
     real = PooledRetriever.fit(statistics)
-    freedom = sum(float(task.counts.sum()) - len(task.counts) for task in statistics)
-    covariance = shrunk_covariance(np.sum([task.scatter for task in statistics], axis=0), freedom)
-    axes = np.linalg.eigh(covariance)[1]
+    axes = np.linalg.eigh(pooled_covariance(statistics))[1]
     means = [task.means for task in statistics]
     middle = np.concatenate(means).mean(axis=0)
     random, placed = np.random.default_rng(seed), list[Matrix]()

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from components.io import Arrays
-from components.scatter import shrunk_covariance
-from components.signature import Embeddings, Statistics
+from components.signature import Embeddings, Statistics, pooled_covariance
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -35,9 +34,7 @@ class PooledRetriever:
     def fit(cls, tasks: Sequence[Statistics]) -> PooledRetriever:
         """From the statistics of every task so far, in order."""
         means = np.concatenate([statistics.means for statistics in tasks])
-        freedom = sum(float(statistics.counts.sum()) - len(statistics.counts) for statistics in tasks)
-        covariance = shrunk_covariance(cast(Matrix, sum(statistics.scatter for statistics in tasks)), freedom)
-        whitener = np.linalg.inv(np.linalg.cholesky(covariance)).T
+        whitener = np.linalg.inv(np.linalg.cholesky(pooled_covariance(tasks))).T
         owner = np.repeat(np.arange(len(tasks)), [len(statistics.means) for statistics in tasks])
         return cls(whitener, means @ whitener, owner)
 

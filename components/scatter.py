@@ -64,6 +64,10 @@ class CompactScatter:
         matrix[np.diag_indices_from(matrix)] += self.rest
         return matrix
 
+    def first(self, width: int) -> CompactScatter:
+        """Of the first `width` coordinates alone."""
+        return CompactScatter(self.directions[:, :width], self.energy, self.rest[:width])
+
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""
         return {"directions": self.directions, "energy": self.energy, "rest": self.rest}
@@ -72,3 +76,11 @@ class CompactScatter:
     def from_arrays(cls, arrays: Arrays) -> CompactScatter:
         """The inverse of `to_arrays`."""
         return cls(arrays["directions"], arrays["energy"], arrays["rest"])
+
+
+Scatter = Matrix | CompactScatter
+
+
+def dense(scatter: Scatter) -> Matrix:
+    """The matrix (d, d) of either kind."""
+    return scatter.matrix() if isinstance(scatter, CompactScatter) else scatter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +18,7 @@ from sklearn.mixture import BayesianGaussianMixture
 
 from components.config import Signature as Settings
 from components.conformal import Calibration
-from components.scatter import shrunk_covariance
+from components.scatter import CompactScatter, Scatter, dense, shrunk_covariance
 
 Embeddings = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -32,12 +33,13 @@ _ENOUGH = 1024  # held-out images that fix one temperature; beyond them only the
 class Statistics:
     """Sufficient statistics of a task on h_0: counts (C,), class means (C, d), within-class scatter (d, d).
 
-    They add up over tasks, so a covariance pooled over all tasks needs no old data.
+    They add up over tasks, so a covariance pooled over all tasks needs no old data. A scatter that was read from a
+    signature stays compact until it is asked for: a hundred tasks would need gigabytes for their matrices.
     """
 
     counts: Vector
     means: Matrix
-    scatter: Matrix
+    scatter: Scatter
 
     @classmethod
     def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Statistics:
@@ -51,7 +53,22 @@ class Statistics:
 
     def first(self, width: int) -> Statistics:
         """Of the first `width` coordinates alone."""
-        return Statistics(self.counts, self.means[:, :width], self.scatter[:width, :width])
+        scatter = self.scatter
+        part = scatter.first(width) if isinstance(scatter, CompactScatter) else scatter[:width, :width]
+        return Statistics(self.counts, self.means[:, :width], part)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the scatter."""
+        return float(self.counts.sum()) - len(self.counts)
+
+
+def pooled_covariance(tasks: Sequence[Statistics]) -> Matrix:
+    """The within-class covariance (d, d) of all `tasks` together, shrunk."""
+    total = dense(tasks[0].scatter).copy()
+    for statistics in tasks[1:]:
+        total += dense(statistics.scatter)
+    return shrunk_covariance(total, sum(statistics.freedom for statistics in tasks))
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ class Classifier:
     def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Classifier:
         """Of embeddings h (n, d) with labels (n,), equal class priors."""
         statistics = Statistics.fit(h, labels, classes)
-        return cls.from_covariance(statistics.means, shrunk_covariance(statistics.scatter, len(h) - classes))
+        return cls.from_covariance(statistics.means, pooled_covariance([statistics]))
 
     @classmethod
     def from_covariance(cls, means: Matrix, covariance: Matrix) -> Classifier:

@@ -8,14 +8,14 @@ import numpy as np
 
 from components.conformal import Calibration
 from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
-from components.scatter import CompactScatter
+from components.scatter import CompactScatter, dense
 from components.signature import Classifier, Mixture, Signature, Statistics, Support
 
 
 def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> None:
     """Store a signature under `folder`/<task>: its scatter as a factor model of `scatter_rank` directions."""
     mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
-    scatter = CompactScatter.of(statistics.scatter, scatter_rank)
+    scatter = CompactScatter.of(dense(statistics.scatter), scatter_rank)
     means: Arrays = {"counts": statistics.counts, "means": statistics.means.astype(np.float16)}
     with atomic_folder(folder / signature.task) as temporary:
         write_arrays(temporary / "shared.safetensors", means | scatter.to_arrays())
@@ -51,7 +51,7 @@ def read_signature(folder: Path, task: str) -> Signature:
     """
     facts = read_json(folder / task / "signature.json")
     shared = read_arrays(folder / task / "shared.safetensors")
-    scatter = CompactScatter.from_arrays(shared).matrix()
+    scatter = CompactScatter.from_arrays(shared)
     statistics = Statistics(shared["counts"], shared["means"].astype(np.float64), scatter)
     return Signature(
         task,

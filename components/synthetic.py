@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 from components.bundle import write_bundle
 from components.config import Config, Task
 from components.io import Arrays, read_arrays, read_json, sha256_file, write_arrays, write_json
-from components.scatter import shrunk_covariance
-from components.signature import Signature, Statistics, Support
+from components.signature import Signature, Statistics, Support, pooled_covariance
 from components.signature_files import read_signature, read_support, write_support
 
 Matrix = NDArray[np.float64]
@@ -71,9 +69,7 @@ class _Isometry:
 
     @classmethod
     def of(cls, tasks: Sequence[Statistics], trunk_width: int) -> _Isometry:
-        scatter = cast(Matrix, sum(task.scatter for task in tasks))
-        freedom = sum(float(task.counts.sum()) - len(task.counts) for task in tasks)
-        covariance = shrunk_covariance(scatter, freedom)
+        covariance = pooled_covariance(tasks)
         parts = [slice(0, trunk_width), slice(trunk_width, len(covariance))] if trunk_width else [slice(None)]
         blocks = [np.linalg.eigh(covariance[part, part])[1] for part in parts]
         return cls(np.concatenate([task.means for task in tasks]).mean(axis=0), blocks)

@@ -12,8 +12,8 @@ from scipy.linalg import cho_factor, cho_solve
 from components.lab.corpus import Images, Indices
 from components.lab.episode import TaskData
 from components.lab.method import Answer, Representation
-from components.scatter import shrunk_covariance
-from components.signature import Classifier, Embeddings, Labels, Matrix, Statistics
+from components.scatter import dense
+from components.signature import Classifier, Embeddings, Labels, Matrix, Statistics, pooled_covariance
 
 
 class Scorer(Protocol):
@@ -103,11 +103,10 @@ class StreamingLda:
         return self._fitted.log_probabilities(h)
 
     def _covariance(self) -> Matrix:
-        scatter = cast(Matrix, sum(task.scatter for task in self._tasks))
-        freedom = max(1.0, float(sum(task.counts.sum() - len(task.counts) for task in self._tasks)))
         if self.shrinkage is None:
-            return shrunk_covariance(scatter, freedom)
-        covariance = scatter / freedom
+            return pooled_covariance(self._tasks)
+        scatter = cast(Matrix, sum(dense(task.scatter) for task in self._tasks))
+        covariance = scatter / max(1.0, sum(task.freedom for task in self._tasks))
         target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         return cast(Matrix, (1 - self.shrinkage) * covariance + self.shrinkage * target)
 

@@ -23,7 +23,7 @@ from components.engine import Engine
 from components.io import read_json, sha256_bytes, sha256_file, write_json
 from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
-from components.scatter import CompactScatter
+from components.scatter import CompactScatter, dense
 from components.signature import Classifier, Statistics
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
@@ -63,7 +63,7 @@ class Workshop:
         key = _digest(task)
         if key not in self._statistics:
             found = Statistics.fit(task.train.images.h0, task.train.labels, task.classes)
-            scatter = CompactScatter.of(found.scatter, self.config.signature.scatter_rank).matrix()
+            scatter = CompactScatter.of(dense(found.scatter), self.config.signature.scatter_rank)
             self._statistics[key] = replace(found, scatter=scatter)
         return self._statistics[key]
 

@@ -42,6 +42,8 @@ def test_it_comes_back_from_its_arrays_and_adds_up_like_any_scatter() -> None:
     parts = [CompactScatter.of(scatter_of(seed, 30, 12), 6) for seed in (0, 5)]
     again = [CompactScatter.from_arrays(part.to_arrays()).matrix() for part in parts]
     np.testing.assert_array_equal(sum(again), sum(part.matrix() for part in parts))
+    for part in parts:
+        np.testing.assert_allclose(part.first(5).matrix(), part.matrix()[:5, :5], rtol=1e-12)
     assert sum(array.nbytes for array in parts[0].to_arrays().values()) < 12 * 13 / 2 * 4
 
 
@@ -57,7 +59,7 @@ def test_retrieval_from_compact_scatters_is_that_from_full_ones() -> None:
         tasks.append(Statistics.fit(h[::2], labels[::2], classes))
         images.append(h[1::2])
         truth += [task] * 150
-    compact = [Statistics(t.counts, t.means, CompactScatter.of(t.scatter, 16).matrix()) for t in tasks]
+    compact = [Statistics(t.counts, t.means, CompactScatter.of(t.scatter, 16)) for t in tasks]
     found = [PooledRetriever.fit(way).scores(np.concatenate(images)).argmax(axis=1) for way in (tasks, compact)]
     accuracy = [(one == np.array(truth)).mean() for one in found]
     assert 0.5 < accuracy[0] < 1
