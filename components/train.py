@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +96,7 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
 def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
     """The rest of the epoch that `state` stands in, and its validation."""
     number = len(state.history) + 1
-    for rows in state.order[state.position :].split(lesson.settings.batch_size):
+    for rows in _batches(state.order[state.position :], lesson.settings.batch_size):
         loss = _step(lesson, state, rows)
         if not math.isfinite(loss):
             raise _not_finite(lesson, number, state.step)
@@ -141,7 +141,7 @@ def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Ten
         state.optimizer.zero_grad(set_to_none=True)
         try:
             total = 0.0
-            for part, answers in _parts(tokens, labels, state.part):
+            for part, answers in zip(_batches(tokens, state.part), _batches(labels, state.part), strict=True):
                 loss = _loss(lesson, state.head, part, answers) * (len(answers) / images)
                 loss.backward()
                 total += float(loss.detach())
@@ -156,9 +156,9 @@ def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Ten
             torch.cuda.empty_cache()
 
 
-def _parts(tokens: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if len(labels):  # or torch would make one part of nothing, whose mean loss is not a number
-        yield from zip(tokens.split(size), labels.split(size), strict=True)
+def _batches(rows: Tensor, size: int) -> Sequence[Tensor]:
+    """Rows (n, ...) in order, `size` at a time. None of no rows: torch would make one empty batch of them."""
+    return rows.split(size) if len(rows) else ()
 
 
 def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Te
 def _validate(lesson: Lesson, head: nn.Linear) -> tuple[float, float]:
     """Mean loss and accuracy on the validation split."""
     loss, right, count = 0.0, 0.0, len(lesson.val)
-    for rows in lesson.replica.share(torch.arange(count)).split(lesson.settings.batch_size):
+    for rows in _batches(lesson.replica.share(torch.arange(count)), lesson.settings.batch_size):
         tokens, labels = _read(lesson, lesson.val, rows)
         with autocast(lesson.vit):
             logits = head(lesson.vit.tail(tokens)).float()

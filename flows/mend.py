@@ -67,12 +67,26 @@ def _torn(lock: Path) -> bool:
 
 
 def _is_lock(text: str) -> bool:
+    """Whether it can be what DVC wrote. YAML alone does not tell: half a hash may be a word, or even a number."""
     try:
-        document = YAML(typ="safe").load(text)
+        document = YAML(typ="safe").load(text) if text.endswith("\n") else None
     except YAMLError:
         return False
     stages = document.get("stages") if isinstance(document, Mapping) else None
-    return isinstance(stages, Mapping) and all(isinstance(stage, Mapping) for stage in stages.values())
+    return isinstance(stages, Mapping) and all(_is_entry(stage) for stage in stages.values())
+
+
+def _is_entry(stage: object) -> bool:
+    if not isinstance(stage, Mapping):
+        return False
+    kinds, params = [stage[kind] for kind in ("deps", "outs") if kind in stage], stage.get("params", {})
+    if not isinstance(params, Mapping) or not all(isinstance(section, Mapping) for section in params.values()):
+        return False
+    return all(isinstance(files, list) and all(_is_file(file) for file in files) for files in kinds)
+
+
+def _is_file(entry: object) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("path"), str) and isinstance(entry.get("md5", ""), str)
 
 
 def _mend_lock_file(root: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
 from synthetic import Project
 
 from components.errors import IntaglioError
@@ -81,6 +84,26 @@ def test_locks_of_dead_processes_are_forgotten_and_of_living_ones_kept(fresh: Pr
         mend(fresh.root)
         assert table.exists(), text
     zombie.wait()
+
+
+def test_a_torn_lock_file_is_one_that_dvc_can_read_again(done: Project) -> None:
+    lock = done.root / "dvc.lock"
+    whole = lock.read_text()
+    begin = whole.index("  report:")  # the tail of the file is enough: later stages are like earlier ones
+    cuts = {found.end() for found in re.finditer(r"\n|md5:|md5: \d|: [a-z]", whole) if found.end() >= begin}
+    for cut in sorted(cuts):
+        lock.write_text(whole[:cut])
+        mend(done.root)
+        stages = COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock.read_text()))["stages"]
+        files = [file for stage in stages.values() for file in [*stage.get("deps", []), *stage.get("outs", [])]]
+        assert all(isinstance(file.get("md5", ""), str) for file in files), whole[:cut][-40:]
+        assert len(stages) >= whole[:cut].count("\n    cmd: ") - 1  # at most the last one is given up
+    lock.write_text(whole[: whole.rindex("md5: ") + 5] + "12")  # what DVC itself fails on
+    done.forget()
+    mend(done.root)
+    done.dvc("repro")
+    assert done.executed() == []
+    assert lock.read_text() == whole
 
 
 def test_the_run_lock_is_free_for_its_own_process_and_stale_files_are_no_lock(tmp_path: Path) -> None:
