@@ -26,7 +26,7 @@ def test_every_shipped_stream_is_valid_and_says_what_it_is() -> None:
     assert counts["shift"] >= 8
     assert counts["split"] >= 5
     assert (counts["long20"], counts["long50"], counts["omniglot"]) == (20, 50, 8)
-    assert {"mixed", "recurring"} <= counts.keys()
+    assert {"mixed", "recurring", "hard"} <= counts.keys()
     assert all(load_stream(name).spec.description for name in known_streams())
 
 
