@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -21,6 +20,7 @@ from flows import pipeline
 from flows.lock import run_lock
 from flows.own_task import add_task
 from flows.tracking import PARENT_KIND, aliases, connect, experiment_id, runs, versions
+from tests.crash.processes import descendants
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -214,20 +214,6 @@ def test_a_killed_run_leaves_nobody_behind(done: Project) -> None:
     client = connect(done.root)
     parents = runs(client, experiment_id(client, done.root), f"tags.kind = '{PARENT_KIND}'")
     assert [run.info.status for run in parents] == ["FINISHED"]
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below one, wherever its group."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found = [pid]
-    for parent in found:
-        found.extend(child for child, of in parents.items() if of == parent)
-    return found[1:]
 
 
 def test_only_one_run_at_a_time(done: Project, run_flow: Callable[[Project], pipeline.Summary]) -> None:
