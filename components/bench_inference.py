@@ -55,6 +55,10 @@ class _EvenTraffic:
     finder: TaskFinder
     random: np.random.Generator
 
+    @property
+    def owner(self) -> Indices:
+        return self.finder.owner
+
     def find(self, trunk: Embeddings, tail: Callable[[Indices], Embeddings]) -> Found:
         found = self.finder.find(trunk, tail)
         tasks = self.random.integers(0, found.shortlist.shape[1], len(trunk))
