@@ -60,7 +60,7 @@ def theory_figure(theory: Mapping[str, Any]) -> bytes:
 def cost_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Throughput of every engine of `bench inference` against the number of tasks, as a share of the backbone's."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5, 3))
+        figure = Figure(figsize=(6.5, 3), layout="constrained")
         axes = figure.subplots()
         for engine in dict.fromkeys(row["engine"] for row in rows):
             own = sorted((row["tasks"], row["ratio_to_backbone"]) for row in rows if row["engine"] == engine)
@@ -68,7 +68,7 @@ def cost_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set_xlabel("tasks T")
         axes.set_ylabel("images/s, of the frozen backbone's")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         return _svg(figure)
 
 
