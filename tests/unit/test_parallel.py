@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from components.checkpoint import SECONDS_VARIABLE
-from components.config import load_config
-from components.finetune import finetune
 from components.io import sha256_file
 from components.manifest import read_manifest, split_of
 from components.modules import read_component
@@ -39,11 +37,12 @@ def test_two_processes_learn_what_one_does_and_so_they_do_after_kills(learned: P
     images = len(split_of(read_manifest(learned, "high"), "train"))
     # The last batch has one image: of two processes one has no share in it.
     change(learned, batch_size=next(size for size in range(2, images) if images % size == 1))
-    finetune(learned, load_config(learned / "params.yaml"), "high")
+    finish(start(learned))  # with as many threads as each of the two will have: sums in another order differ
     curve, component = losses(learned), read_component(learned / "models/modules/high")
     change(learned, processes=2)
     assert finish(start(learned)).count("3/3") == 1  # one speaks for both
-    np.testing.assert_allclose(losses(learned), curve, rtol=1e-4)
+    # Sums in another order; Adam, which divides by a gradient's size, makes most of it where gradients vanish.
+    np.testing.assert_allclose(losses(learned), curve, rtol=1e-3)
     for layer, update in read_component(learned / "models/modules/high").items():
         np.testing.assert_allclose(update.b @ update.a, component[layer].b @ component[layer].a, atol=1e-4)
     clean = digests(learned)
