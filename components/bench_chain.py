@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from components.adapt import attach
 from components.backbone import Vit
 from components.checkpoint import Checkpoints
 from components.config import BASE
 from components.io import write_json
-from components.modules import read_past, write_module
+from components.modules import Head, read_past, write_module
 from components.train import Lesson, Split, train_epoch
 from components.training_state import TrainingState
 
@@ -101,7 +103,8 @@ def _store(lesson: Lesson, folder: Path, number: int) -> None:
     trained, settings = lesson.trained, lesson.settings
     component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
     previous = _name(number - 1)
-    write_module(folder, lesson.task, previous, component, reuse, trained.past, lesson.vit, settings.max_rank)
+    head = Head(np.zeros((lesson.classes, 2 * lesson.vit.width), np.float32), np.zeros(lesson.classes, np.float32))
+    write_module(folder, lesson.task, previous, component, reuse, trained.past, head, lesson.vit, settings.max_rank)
 
 
 def _name(number: int) -> str:

@@ -56,12 +56,12 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, replica: Replica)
     trunk_seconds = time.monotonic() - start
     trained = attach(vit, past, settings, config.seed)
     lesson = Lesson(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, replica)
-    history = train(lesson, checkpoints)
+    history, head = train(lesson, checkpoints)
     if replica.rank > 0:
         return
     seconds = time.monotonic() - start
     component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
-    facts = write_module(root / "models/modules", task, previous, component, reuse, past, vit, settings.max_rank)
+    facts = write_module(root / "models/modules", task, previous, component, reuse, past, head, vit, settings.max_rank)
     best = min(history, key=merit)
     figures = {
         "epochs": len(history),

@@ -41,6 +41,14 @@ class LowRank:
 Module = Mapping[str, LowRank]  # layer name -> its update
 
 
+@dataclass(frozen=True)
+class Head:
+    """The linear head that was trained with a module: weight (C, 2 width) on the pooled tail, bias (C,); float32."""
+
+    weight: Matrix
+    bias: Matrix
+
+
 def stack(parts: Sequence[LowRank]) -> LowRank:
     """The sum of updates as one update of the summed rank."""
     return LowRank(np.concatenate([part.b for part in parts], axis=1), np.concatenate([part.a for part in parts]))
@@ -113,6 +121,18 @@ def read_component(folder: Path) -> dict[str, LowRank]:
     return {layer: LowRank(arrays[f"{layer}.B"], arrays[f"{layer}.A"]) for layer in layers}
 
 
+def read_head(folder: Path) -> Head:
+    """The head of a module's folder.
+
+    Raises:
+        IntaglioError: the file is missing or damaged.
+    """
+    path, facts = folder / "head.safetensors", read_json(folder / "module.json")
+    if not path.exists() or sha256_file(path) != facts.get("head_sha256"):
+        raise IntaglioError(f"{path}: missing or damaged (sha256); run the stage 'finetune' again")
+    return Head(**read_arrays(path))
+
+
 def write_module(
     folder: Path,
     task: str,
@@ -120,10 +140,11 @@ def write_module(
     component: Module,
     reuse: Mapping[str, Matrix],
     past: Module,
+    head: Head,
     vit: Vit,
     max_rank: int,
 ) -> dict[str, float]:
-    """Store a trained module: its component, its reuse of the past, and the sum of both as a plain PEFT adapter.
+    """Store a trained module: its component, its reuse of the past, the sum of both as a plain PEFT adapter, its head.
 
     Returns:
         adapter_rank, truncation_error (largest relative error over the layers), reused_directions.
@@ -145,6 +166,7 @@ def write_module(
         if reuse:
             write_arrays(temporary / "reuse.safetensors", reuse)
         _write_adapter(temporary / "adapter", {layer: update for layer, (update, _) in merged.items()}, vit, rank)
+        write_arrays(temporary / "head.safetensors", {"weight": head.weight, "bias": head.bias})
         link = {
             "task": task,
             "previous": previous,
@@ -152,6 +174,7 @@ def write_module(
             "backbone_sha256": vit.sha256,
             "component_sha256": sha256_file(temporary / "component.safetensors"),
             "adapter_sha256": sha256_file(temporary / "adapter/adapter_model.safetensors"),
+            "head_sha256": sha256_file(temporary / "head.safetensors"),
         }
         write_json(temporary / "module.json", link | facts)
     return facts

@@ -14,10 +14,12 @@ from components.engine import Engine, embed_images
 from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
+from components.modules import Head, read_head
 from components.retrieve import PooledRetriever
 from components.signature import Classifier, Embeddings, Labels, Mixture, Signature, Statistics, Support
 from components.signature_files import write_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
+from components.witnesses import fit_witnesses, spreads, together
 
 
 def sign(root: Path, config: Config, task: str) -> None:
@@ -46,27 +48,27 @@ def sign(root: Path, config: Config, task: str) -> None:
         Mixture.fit(h["train"][task], config.signature, config.seed).rounded(),
         Support.fit(train, val, config.signature, config.seed),
         Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
-        _classifier({name: h[name][task] for name in h}, labels, width, count),
+        _classifier({name: h[name][task] for name in h}, labels, read_head(root / "models/modules" / task), count),
     )
     write_signature(root / "models/signatures", signature, config.signature.scatter_rank)
 
 
-def _classifier(
-    h: Mapping[str, Embeddings], labels: Mapping[str, Labels], trunk_width: int, classes: int
-) -> Classifier:
-    """Of the train and the val split together, at the temperature that val gives a classifier of train alone.
+def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], head: Head, classes: int) -> Classifier:
+    """Of the train and the val split together, as val weighs and calibrates a classifier of train alone.
 
-    It reads what the module adapts; the trunk's part of `h` is the same in all tasks, and only its pooled discriminants
-    are heard. Of them, the temperature knows those of this task alone, which other tasks sharpen later.
+    In use, the pooled discriminants of the trunk are heard beside it. Of them, the temperature knows those of this task
+    alone, which other tasks sharpen later.
     """
-    frozen, own = ({name: h[name][:, part] for name in h} for part in np.s_[:trunk_width, trunk_width:])
-    said = None
+    train, val = h["train"], h["val"]
+    found = fit_witnesses(train, labels["train"], classes, head)
+    spread = spreads(found, val if len(val) else train)
+    said, trunk_width = None, train.shape[1] - head.weight.shape[1]
     if trunk_width:
-        alone = PooledRetriever.fit([Statistics.fit(frozen["train"], labels["train"], classes)])
-        said = alone.class_scores(frozen["val"])
-    held_out = Classifier.fit(own["train"], labels["train"], classes).calibrated(own["val"], labels["val"], said)
-    every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (own, labels))
-    return replace(Classifier.fit(every, all_labels, classes), temperature=held_out.temperature)
+        alone = PooledRetriever.fit([Statistics.fit(train[:, :trunk_width], labels["train"], classes)])
+        said = alone.class_scores(val[:, :trunk_width])
+    temperature = together(found, spread).calibrated(val, labels["val"], said).temperature
+    every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
+    return replace(together(fit_witnesses(every, all_labels, classes, head), spread), temperature=temperature)
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:

@@ -16,6 +16,7 @@ from components.checkpoint import Checkpoints
 from components.config import Finetune as Settings
 from components.embed import Progress
 from components.errors import IntaglioError
+from components.modules import Head
 from components.parallel import ALONE, Replica
 from components.training_state import Epoch, TrainingState, merit
 from components.trunk_cache import Tokens
@@ -58,12 +59,15 @@ class Lesson:
         return math.ceil(len(self.train) / self.settings.batch_size) * self.settings.epochs
 
 
-def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
+def train(lesson: Lesson, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
     """Train until the validation split stops improving; `lesson.trained` ends with the best epoch's values.
 
-    Cross-entropy with label smoothing on a linear head over the pooled tail, which is thrown away afterwards, plus
-    l1 |s|_1 + l2 |s|_2^2 on the reuse of the past. Continues from the newest checkpoint, if there is one: on a CPU,
-    with the same numbers of threads and processes, the values in the end are the same to the last bit.
+    Cross-entropy with label smoothing on a linear head over the pooled tail, plus l1 |s|_1 + l2 |s|_2^2 on the reuse
+    of the past. Continues from the newest checkpoint, if there is one: on a CPU, with the same numbers of threads and
+    processes, the values in the end are the same to the last bit.
+
+    Returns:
+        Every epoch, and the best one's head.
 
     Raises:
         IntaglioError: the loss is not finite, or training diverged.
@@ -83,7 +87,8 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> list[Epoch]:
         progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
     _check_learned(lesson, state.history)
     state.take_best()
-    return state.history
+    weight, bias = (parameter.detach().float().cpu().numpy() for parameter in (state.head.weight, state.head.bias))
+    return state.history, Head(weight, bias)
 
 
 def _finished(state: TrainingState, settings: Settings) -> bool:

@@ -34,7 +34,7 @@ class TrainingState:
 
     `order` (n,) is this epoch's shuffle of the n images, `position` how many of them were seen, `loss_sum` the loss
     summed over those. `part` is how many images of a batch are computed at once: what the device's memory was found to
-    hold. `best` are the parameters after the best epoch of `history`.
+    hold. `best` is all that was `learned` after the best epoch of `history`.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -72,17 +72,17 @@ class TrainingState:
         return [*self.parameters, *self.head.parameters()]
 
     def end_epoch(self, epoch: Epoch) -> None:
-        """Write the epoch down, keep its parameters if it is the best so far, and shuffle for the next one."""
+        """Write the epoch down, keep what it learned if it is the best so far, and shuffle for the next one."""
         if not self.history or merit(epoch) < min(map(merit, self.history)):
-            self.best = [parameter.detach().clone() for parameter in self.parameters]
+            self.best = [parameter.detach().clone() for parameter in self.learned]
         self.history.append(epoch)
         self.position, self.loss_sum = 0, 0.0
         self.order = torch.randperm(len(self.order), generator=self.generator)
 
     @torch.no_grad()
     def take_best(self) -> None:
-        """Give the parameters the values they had after the best epoch."""
-        for parameter, value in zip(self.parameters, self.best, strict=True):
+        """Give the module and the head the values they had after the best epoch."""
+        for parameter, value in zip(self.learned, self.best, strict=True):
             parameter.copy_(value)
 
     def checkpoint(self) -> Checkpoint:
@@ -111,7 +111,7 @@ class TrainingState:
                 _, number_of, moment = name.split(".")
                 moments.setdefault(int(number_of), {})[moment] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        count = len(self.parameters) if checkpoint.facts["history"] else 0
+        count = len(self.learned) if checkpoint.facts["history"] else 0
         self.best = [tensors[f"best.{number}"].to(device) for number in range(count)]
         self.history = [Epoch(**row) for row in checkpoint.facts["history"]]
         self.step, self.position = checkpoint.step, checkpoint.facts["position"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from components import retrieve, scatter, signature
+from components import retrieve, scatter, signature, witnesses
 from components.backbone import choose_device, load_vit
 from components.config import Config
 from components.images import Limits
@@ -134,7 +134,7 @@ def _code() -> str:
     """Hash of what a cell's result is made by, as it was when this process began."""
     here = Path(__file__).parent
     files = [here / f"{name}.py" for name in _MAKERS] + [
-        Path(str(module.__file__)) for module in (retrieve, scatter, signature)
+        Path(str(module.__file__)) for module in (retrieve, scatter, signature, witnesses)
     ]
     return sha256_bytes("".join(sha256_file(path) for path in files).encode())
 

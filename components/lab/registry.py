@@ -62,11 +62,13 @@ def _frozen(what: str, signature: Callable[[Workshop, int, Settings], Signature]
 
 
 def _adapted(
-    what: str, signature: Callable[[Workshop, int, Settings], Signature], composed: bool, witness: bool = False
+    what: str, signature: Callable[[Workshop, int, Settings], Signature], composed: bool, witnesses: int = 1
 ) -> Recipe:
+    """`witnesses` of a class: 1, discriminants on what is adapted; 2, the pooled trunk too; 4, all that serve."""
+
     def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
-        modules: PerTask = Modules(workshop, seed, composed)
-        said = _trunk_as_served(workshop) if witness else None
+        modules: PerTask = Modules(workshop, seed, composed, served=witnesses == 4)
+        said = _trunk_as_served(workshop) if witnesses > 1 else None
         return RetrieveThenClassify(signature(workshop, seed, settings), modules, said)
 
     return Recipe(what, make, adapted=True)
@@ -131,10 +133,13 @@ METHODS: dict[str, Recipe] = {
         "composed modules, pooled covariance on h_0 (ours, as served)",
         lambda w, s, h: _as_served(w),
         composed=True,
-        witness=True,
+        witnesses=4,
     ),
     "intaglio_own": _adapted(
-        "the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False, witness=True
+        "the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False, witnesses=4
+    ),
+    "intaglio_two": _adapted(
+        "the same, without head and own trunk discriminants", lambda w, s, h: _as_served(w), composed=True, witnesses=2
     ),
     "intaglio_alone": _adapted(
         "the same, the adapted part alone names the class", lambda w, s, h: _as_served(w), composed=True

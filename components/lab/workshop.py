@@ -25,6 +25,7 @@ from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
 from components.scatter import CompactScatter, dense
 from components.signature import Classifier, Statistics
+from components.witnesses import fit_witnesses, spreads, together
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
 
@@ -45,17 +46,17 @@ class Workshop:
     folder: Path
     config: Config
     _memory: OrderedDict[str, _Memory] = field(default_factory=OrderedDict)
-    _classifiers: dict[tuple[str | None, str], Classifier] = field(default_factory=dict)
+    _classifiers: dict[tuple[str | None, str, bool], Classifier] = field(default_factory=dict)
     _statistics: dict[str, Statistics] = field(default_factory=dict)
 
-    def classifier(self, name: str | None, task: TaskData) -> Classifier:
-        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once."""
-        key = name, _digest(task)
+    def classifier(self, name: str | None, task: TaskData, served: bool = False) -> Classifier:
+        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once.
+
+        `served`: together with the module's other witnesses (components/witnesses.py).
+        """
+        key = name, _digest(task), served
         if key not in self._classifiers:
-            h, width = task.train.images.h0, task.train.images.corpus.trunk_width
-            if name is not None:  # what no module changes is the same in all tasks, and retrieves: components/sign.py
-                h = self.embed(name, task.train.images)[:, width:]
-            self._classifiers[key] = Classifier.fit(h, task.train.labels, task.classes)
+            self._classifiers[key] = self._classify(name, task, served)
         return self._classifiers[key]
 
     def compact_statistics(self, task: TaskData) -> Statistics:
@@ -122,10 +123,20 @@ class Workshop:
         lesson = train.Lesson(
             name, vit, trained, split_of(task.train), split_of(task.val), task.classes, settings, seed
         )
-        train.train(lesson, checkpoints)
+        _, head = train.train(lesson, checkpoints)
         component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
-        modules.write_module(self._modules, name, previous, component, reuse, past, vit, settings.max_rank)
+        modules.write_module(self._modules, name, previous, component, reuse, past, head, vit, settings.max_rank)
         checkpoints.clear()
+
+    def _classify(self, name: str | None, task: TaskData, served: bool) -> Classifier:
+        images, labels = task.train.images, task.train.labels
+        if name is None:
+            return Classifier.fit(images.h0, labels, task.classes)
+        h = self.embed(name, images)
+        if not served:  # the trunk's part is the same in all tasks
+            return Classifier.fit(h[:, images.corpus.trunk_width :], labels, task.classes)
+        found = fit_witnesses(h, labels, task.classes, modules.read_head(self._modules / name))
+        return together(found, spreads(found, self.embed(name, task.val.images)))
 
     def _remember(self, name: str, images: int, width: int) -> _Memory:
         if name not in self._memory:
@@ -162,11 +173,15 @@ def split_of(part: Labelled) -> train.Split:
 
 @dataclass
 class Modules:
-    """One module per task. `composed`: each may reuse the ones before it; otherwise each stands alone."""
+    """One module per task. `composed`: each may reuse the ones before it; otherwise each stands alone.
+
+    `served`: more than the discriminants of the adapted part names the class, as in what is served.
+    """
 
     workshop: Workshop
     seed: int
     composed: bool
+    served: bool = False
     _names: list[str] = field(default_factory=list)
 
     def learn(self, task: TaskData) -> None:
@@ -180,7 +195,7 @@ class Modules:
 
     def classifier(self, number: int, task: TaskData) -> Classifier:
         """The task's discriminants under its own module."""
-        return self.workshop.classifier(self._names[number], task)
+        return self.workshop.classifier(self._names[number], task, self.served)
 
     def stored_bytes(self) -> int:
         """All adapters."""
