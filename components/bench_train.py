@@ -79,6 +79,9 @@ class _Fresh:
     vit: Vit
     pixels: Pixels
 
+    def __len__(self) -> int:
+        return len(self.pixels)
+
     def __getitem__(self, rows: Rows) -> HalfTokens:
         with torch.inference_mode(), autocast(self.vit):
             return cast(HalfTokens, self.vit.trunk(self.pixels[rows])[0].half().cpu().numpy())

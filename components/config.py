@@ -75,7 +75,7 @@ class Embedding(_Section):
 
 
 class Finetune(_Section):
-    """One task's module and its training loop."""
+    """One task's module and its training loop. Epochs see the `views` of an image in turn (components/augment.py)."""
 
     rank: Positive
     past_budget: Positive
@@ -92,6 +92,7 @@ class Finetune(_Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
     patience: Positive
+    views: Positive = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     processes: Positive = 1
 

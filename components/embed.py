@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from components.images import ImageError, Limits, open_image, to_square
+from components.augment import view
+from components.images import ImageError, Limits, open_image
 from components.io import sha256_file
 
 Pixels = NDArray[np.uint8]
@@ -44,9 +45,16 @@ class Progress:
 
 
 def pixel_batches(
-    paths: Sequence[Path], size: int, limits: Limits, batch: int = BATCH, digests: Sequence[str] | None = None
+    paths: Sequence[Path],
+    size: int,
+    limits: Limits,
+    batch: int = BATCH,
+    digests: Sequence[str] | None = None,
+    number: int = 0,
 ) -> Iterator[Pixels]:
     """Decoded images in order, (<= batch, size, size, 3) each; the next batch is decoded while one is used.
+
+    Of each its view of this `number` (components/augment.py), which needs `digests`; 0 is the image itself.
 
     Raises:
         ImageError: an image cannot be read, or its sha256 is not the one in `digests`.
@@ -56,7 +64,7 @@ def pixel_batches(
     def read(path: Path, digest: str | None) -> Pixels:
         if digest is not None and sha256_file(path) != digest:
             raise ImageError(f"{path}: changed since its task was ingested; run the stage 'ingest' again")
-        return to_square(open_image(path, limits), size)
+        return view(open_image(path, limits), size, digest or "", number)
 
     with ThreadPoolExecutor(_DECODERS) as pool:
         ahead: list[Future[Pixels]] = []

@@ -24,7 +24,7 @@ from components.modules import read_past, write_module
 from components.parallel import Replica, joined
 from components.train import Lesson, Split, train
 from components.training_state import Epoch, merit
-from components.trunk_cache import TrunkCache, trunk_outputs
+from components.trunk_cache import Tokens, TrunkCache, trunk_outputs
 
 
 def finetune(root: Path, config: Config, task: str) -> None:
@@ -52,7 +52,8 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, replica: Replica)
     with replica.first_before_others():  # which also removes what other inputs left
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, replica))
     start = time.monotonic()
-    splits = {name: read_split(root, config, vit, task, name, replica) for name in ("train", "val")}
+    views = {"train": settings.views, "val": 1}
+    splits = {name: read_split(root, config, vit, task, name, replica, count) for name, count in views.items()}
     trunk_seconds = time.monotonic() - start
     trained = attach(vit, past, settings, config.seed)
     lesson = Lesson(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, replica)
@@ -93,8 +94,8 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit, replica: Replica) -
     }
 
 
-def read_split(root: Path, config: Config, vit: Vit, task: str, name: str, replica: Replica) -> Split:
-    """The trunk's outputs of a split's images, and each one's place among the sorted classes of the task.
+def read_split(root: Path, config: Config, vit: Vit, task: str, name: str, replica: Replica, views: int) -> Split:
+    """The trunk's outputs of a split's images in `views`, and each one's place among the sorted classes of the task.
 
     What the cache lacks of them is computed by all processes, each its share.
 
@@ -110,11 +111,13 @@ def read_split(root: Path, config: Config, vit: Vit, task: str, name: str, repli
     cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
     digests, what = rows["sha256"].tolist(), f"finetune {task}: {name} split"
     if replica.count > 1 and len(share := replica.share(torch.arange(len(paths))).tolist()):
-        trunk_outputs(vit, [paths[row] for row in share], [digests[row] for row in share], limits, cache, what)
+        own_paths, own_digests = [paths[row] for row in share], [digests[row] for row in share]
+        for view in range(views):
+            trunk_outputs(vit, own_paths, own_digests, limits, cache, what, view)
     replica.wait()
-    tokens, _ = trunk_outputs(vit, paths, digests, limits, cache, what)
+    tokens = Tokens.joined([trunk_outputs(vit, paths, digests, limits, cache, what, view)[0] for view in range(views)])
     places = {label: place for place, label in enumerate(classes)}
-    return Split(tokens, torch.tensor([places[label] for label in rows["label"]], dtype=torch.int64))
+    return Split(tokens, torch.tensor([places[label] for label in rows["label"]], dtype=torch.int64), views)
 
 
 def _table(history: list[Epoch]) -> str:

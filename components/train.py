@@ -26,14 +26,24 @@ _DIVERGED = 2.0  # times the loss of a guess
 
 @dataclass(frozen=True)
 class Split:
-    """The trunk's outputs of one split, tokens (n, tokens, width), and its labels (n,) int64."""
+    """The trunk's outputs of one split and its labels (n,) int64.
+
+    tokens (views * n, tokens, width): of all images, then of another view of all, and so on.
+    """
 
     tokens: Tokens
     labels: Tensor
+    views: int = 1
 
     def __len__(self) -> int:
         """Number of images n."""
         return len(self.labels)
+
+    def read(self, rows: Tensor, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The tokens and labels of some images, rows (m,). Epochs see the views of an image in turn."""
+        turn = (rows + epoch) % self.views
+        tokens = self.tokens[(turn * (len(self.tokens) // self.views) + rows).numpy()]
+        return torch.from_numpy(tokens).to(device).float(), self.labels[rows].to(device)
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,8 @@ def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
-    tokens, labels = _read(lesson, lesson.train, lesson.replica.share(rows))
+    # By the epoch's number, not drawn: who resumes knows it, and every process does.
+    tokens, labels = lesson.train.read(lesson.replica.share(rows), len(state.history), lesson.vit.device)
     loss = _gradients(lesson, state, tokens, labels, len(rows))
     loss = lesson.replica.sum_gradients(state.learned, loss)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
@@ -181,18 +192,13 @@ def _validate(lesson: Lesson, head: nn.Linear) -> tuple[float, float]:
     """Mean loss and accuracy on the validation split."""
     loss, right, count = 0.0, 0.0, len(lesson.val)
     for rows in _batches(lesson.replica.share(torch.arange(count)), lesson.settings.batch_size):
-        tokens, labels = _read(lesson, lesson.val, rows)
+        tokens, labels = lesson.val.read(rows, 0, lesson.vit.device)
         with autocast(lesson.vit):
             logits = head(lesson.vit.tail(tokens)).float()
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         right += float((logits.argmax(dim=1) == labels).sum())
     loss, right = lesson.replica.total((loss, right), lesson.vit.device)
     return loss / count, right / count
-
-
-def _read(lesson: Lesson, split: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
-    device = lesson.vit.device
-    return torch.from_numpy(split.tokens[rows.numpy()]).to(device).float(), split.labels[rows].to(device)
 
 
 def rate(step: int, steps: int, warmup_fraction: float) -> float:

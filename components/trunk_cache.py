@@ -38,6 +38,7 @@ FOLDER = ".intaglio/trunk"  # in the project
 BATCH = 32  # images a pass; what is missing of a last one is computed in vain
 SEGMENT_BYTES = 64 * 2**20  # what a killed writer loses at most, and the grain of what is evicted
 _FORMAT = 1  # of the segments, and of the way from a file to pixels: a new number forgets all old entries
+_VIEWS = 1  # of the way from a file to its other views: likewise
 _DTYPES = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
 
 
@@ -80,6 +81,13 @@ class Tokens:
         """The tokens of some of the images, still on disk."""
         return Tokens(self._segments, self._where[rows])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Those of one part after the other."""
+        first = np.cumsum([0, *(len(part._segments) for part in parts)])
+        where = [part._where + np.array([start, 0]) for part, start in zip(parts, first, strict=False)]
+        return cls(tuple(segment for part in parts for segment in part._segments), np.concatenate(where))
+
 
 @dataclass(frozen=True)
 class TrunkCache:
@@ -109,7 +117,13 @@ class TrunkCache:
 
 
 def trunk_outputs(
-    vit: Vit, paths: Sequence[Path], digests: Sequence[str], limits: Limits, cache: TrunkCache, what: str
+    vit: Vit,
+    paths: Sequence[Path],
+    digests: Sequence[str],
+    limits: Limits,
+    cache: TrunkCache,
+    what: str,
+    view: int = 0,
 ) -> tuple[Tokens, Embeddings]:
     """The trunk's outputs of at least one image, computed where the cache lacks them.
 
@@ -120,6 +134,7 @@ def trunk_outputs(
         limits: what an image may cost.
         cache: where outputs are looked up and kept.
         what: the name of the work, for its progress.
+        view: which view of the images (components/augment.py); 0 is themselves.
 
     Returns:
         tokens (n, tokens, width) float16, mapped; the pooled trunk depths (n, trunk_width) float32.
@@ -128,7 +143,7 @@ def trunk_outputs(
         ImageError: an image cannot be read, or is not the one that `digests` names.
         IntaglioError: the outputs do not fit float16, or the disk does not let us write.
     """
-    shelf = cache.folder / _key(vit)
+    shelf = cache.folder / _key(vit, view)
     wanted = {bytes.fromhex(digest): path for digest, path in zip(digests, paths, strict=True)}
     segments = list(_open_all(shelf))
     place = _locate(segments, wanted)
@@ -136,7 +151,7 @@ def trunk_outputs(
         with suppress(OSError):  # evicted meanwhile, or a cache that we may only read
             os.utime(segments[number].path)
     if missing := [image for image in wanted if image not in place]:
-        for arrays in _compute(vit, [wanted[image] for image in missing], missing, limits, what):
+        for arrays in _compute(vit, [wanted[image] for image in missing], missing, limits, what, view):
             place |= {image.tobytes(): (len(segments), row) for row, image in enumerate(arrays["images"])}
             segments.append(_write(shelf, arrays))
         cache.evict()
@@ -145,9 +160,9 @@ def trunk_outputs(
     return Tokens(tuple(segments), where), pooled
 
 
-def _key(vit: Vit) -> str:
+def _key(vit: Vit, view: int) -> str:
     """Names everything but the image that the outputs depend on."""
-    facts = {
+    facts: dict[str, object] = {
         "format": _FORMAT,
         "backbone": vit.sha256,
         "image_size": vit.image_size,
@@ -156,6 +171,8 @@ def _key(vit: Vit) -> str:
         "depths": [depth for depth in vit.depths if depth <= vit.trunk_depth],
         "arithmetic": [vit.device.type, vit.half],
     }
+    if view:
+        facts |= {"view": [_VIEWS, view]}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -197,12 +214,14 @@ def _locate(segments: Sequence[_Segment], wanted: dict[bytes, Path]) -> dict[byt
     return place
 
 
-def _compute(vit: Vit, paths: Sequence[Path], images: Sequence[bytes], limits: Limits, what: str) -> Iterator[Arrays]:
+def _compute(
+    vit: Vit, paths: Sequence[Path], images: Sequence[bytes], limits: Limits, what: str, view: int
+) -> Iterator[Arrays]:
     """The arrays of one segment after the other."""
     progress, done, start, size = Progress(f"{what}: trunk", len(paths)), 0, 0, 0
     batches: list[tuple[HalfTokens, Embeddings]] = []
     digests = [image.hex() for image in images]
-    for pixels in pixel_batches(paths, vit.image_size, limits, BATCH, digests):
+    for pixels in pixel_batches(paths, vit.image_size, limits, BATCH, digests, view):
         batches.append(_forward(vit, pixels))
         size += batches[-1][0].nbytes + batches[-1][1].nbytes
         done += len(pixels)

@@ -30,13 +30,15 @@ _SHARD = 2048  # images computed between two writes: what a killed process loses
 class Corpus:
     """N distinct images: h0 (N, d) float32 by the frozen backbone, and the trunk's `tokens` of each, on disk.
 
-    Both follow from the float16 tokens, as modules see them, so that h_0 is exactly h_k with an empty module.
+    Both follow from the float16 tokens, as modules see them, so that h_0 is exactly h_k with an empty module. `look`
+    gives the tokens of some rows in another view (components/augment.py), by its number from 1.
     """
 
     sha256: tuple[str, ...]
     h0: Embeddings
     trunk_width: int
     tokens: Tokens
+    look: Callable[[Indices, int], Tokens]
 
     def rows(self, digests: Sequence[str]) -> Indices:
         """Where images with these sha256 stand."""
@@ -65,6 +67,10 @@ class Images:
         """The trunk's tokens of each, on disk."""
         return self.corpus.tokens.take(self.rows)
 
+    def views(self, count: int) -> Tokens:
+        """The same in `count` views, all images in one after the other."""
+        return Tokens.joined([self.tokens, *(self.corpus.look(self.rows, number) for number in range(1, count))])
+
     def take(self, which: NDArray[np.bool_] | Indices) -> Images:
         """Some of them."""
         return Images(self.corpus, self.rows[which])
@@ -80,7 +86,12 @@ def open_corpus(
     """
     tokens, trunk = trunk_outputs(vit, paths, digests, limits, cache, "laboratory")
     tail = _tails(vit, folder, digests, tokens)
-    return Corpus(tuple(digests), np.concatenate([trunk, tail], axis=1), vit.trunk_width, tokens)
+
+    def look(rows: Indices, view: int) -> Tokens:
+        some = [paths[row] for row in rows], [digests[row] for row in rows]
+        return trunk_outputs(vit, *some, limits, cache, f"laboratory: view {view}", view)[0]
+
+    return Corpus(tuple(digests), np.concatenate([trunk, tail], axis=1), vit.trunk_width, tokens, look)
 
 
 def tail_of(vit: Vit, tail: Callable[[Tensor], Tensor], tokens: Tokens) -> Embeddings:

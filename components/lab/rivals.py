@@ -39,7 +39,7 @@ class OneLora:
         if self._vit is None or self._trained is None:
             self._vit = self.workshop.fresh_vit()
             self._trained = adapt.attach(self._vit, {}, settings, self.seed)
-        learned, held_out = split_of(task.train), split_of(task.val)
+        learned, held_out = split_of(task.train, settings.views), split_of(task.val)
         lesson = train.Lesson(task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed)
         # What it learns depends on all tasks before, in this order: no checkpoint of it is of use to anyone else.
         train.train(lesson, Checkpoints(self.workshop.folder / "never", every=float("inf")))

@@ -120,9 +120,8 @@ class Workshop:
         past = modules.read_past(self._modules, previous, settings.past_budget)
         trained = adapt.attach(vit, past, settings, seed)
         checkpoints = Checkpoints.open(self.folder, name, {})
-        lesson = train.Lesson(
-            name, vit, trained, split_of(task.train), split_of(task.val), task.classes, settings, seed
-        )
+        learned, held_out = split_of(task.train, settings.views), split_of(task.val)
+        lesson = train.Lesson(name, vit, trained, learned, held_out, task.classes, settings, seed)
         _, head = train.train(lesson, checkpoints)
         component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
         modules.write_module(self._modules, name, previous, component, reuse, past, head, vit, settings.max_rank)
@@ -166,9 +165,9 @@ def _digest(task: TaskData) -> str:
     return sha256_bytes(json.dumps(images).encode())
 
 
-def split_of(part: Labelled) -> train.Split:
+def split_of(part: Labelled, views: int = 1) -> train.Split:
     """What the training loop takes."""
-    return train.Split(part.images.tokens, torch.from_numpy(part.labels))
+    return train.Split(part.images.views(views), torch.from_numpy(part.labels), views)
 
 
 @dataclass

@@ -28,7 +28,8 @@ from components.io import read_json, sha256_file
 from components.manifest import read_manifest
 from components.predict import Predictor
 from components.sign import sign
-from components.trunk_cache import FOLDER, TrunkCache, trunk_outputs
+from components.train import Split
+from components.trunk_cache import FOLDER, Tokens, TrunkCache, trunk_outputs
 
 LARGE = 10**9
 
@@ -266,3 +267,27 @@ def test_rounded_tokens_give_the_answers_that_are_served(learned: Path, config: 
     ]
     assert served == list(zip(table["retrieved_task"], table["predicted_label"], strict=True))
     assert read_json(learned / "reports/metrics.json")["test_images"] == len(served)
+
+
+def test_each_view_of_an_image_is_kept_beside_the_others(
+    vit: Vit, images: Images, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, limits = TrunkCache(tmp_path / "cache", LARGE), Limits.of(config.data)
+    found = [trunk_outputs(vit, *images, limits, cache, "test", view)[0] for view in range(3)]
+    assert (found[0][:] != found[1][:]).any()
+    assert (found[1][:] != found[2][:]).any()
+    forbid(monkeypatch)
+    again = Tokens.joined([trunk_outputs(vit, *images, limits, cache, "test", view)[0] for view in range(3)])
+    np.testing.assert_array_equal(again[:], np.concatenate([tokens[:] for tokens in found]))
+
+
+def test_epochs_see_the_views_of_an_image_in_turn(vit: Vit, images: Images, config: Config, tmp_path: Path) -> None:
+    cache, limits, count = TrunkCache(tmp_path / "cache", LARGE), Limits.of(config.data), len(images[0])
+    found = [trunk_outputs(vit, *images, limits, cache, "test", view)[0] for view in range(3)]
+    split = Split(Tokens.joined(found), torch.arange(count), views=3)
+    rows = torch.tensor([4, 0, 5])
+    for epoch in range(4):
+        tokens, labels = split.read(rows, epoch, torch.device("cpu"))
+        assert labels.tolist() == rows.tolist()
+        for row, seen in zip(rows.tolist(), tokens, strict=True):
+            np.testing.assert_array_equal(seen.numpy(), found[(row + epoch) % 3][row : row + 1][0].astype(np.float32))
