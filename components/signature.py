@@ -63,12 +63,17 @@ class Statistics:
         return float(self.counts.sum()) - len(self.counts)
 
 
-def pooled_covariance(tasks: Sequence[Statistics]) -> Matrix:
-    """The within-class covariance (d, d) of all `tasks` together, shrunk."""
+def pooled_scatter(tasks: Sequence[Statistics]) -> tuple[Matrix, float]:
+    """The within-class scatter (d, d) of all `tasks` together, and its degrees of freedom."""
     total = dense(tasks[0].scatter).copy()
     for statistics in tasks[1:]:
         total += dense(statistics.scatter)
-    return shrunk_covariance(total, sum(statistics.freedom for statistics in tasks))
+    return total, sum(statistics.freedom for statistics in tasks)
+
+
+def pooled_covariance(tasks: Sequence[Statistics]) -> Matrix:
+    """The within-class covariance (d, d) of all `tasks` together, shrunk."""
+    return shrunk_covariance(*pooled_scatter(tasks))
 
 
 @dataclass(frozen=True)

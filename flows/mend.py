@@ -17,11 +17,13 @@ from components.errors import IntaglioError
 from components.io import write_text
 from flows.settings import scratch_folder
 
+_OUTPUT_FOLDERS = ("data", "models", "reports")
+_TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")  # as DVC names what it writes before it takes its place
 _ENTRY = re.compile(r"^  \S.*:$", re.MULTILINE)  # a stage's first line in dvc.lock
 
 
 def mend(root: Path) -> None:
-    """Clear away what a kill left in DVC's tables, in dvc.lock and in our scratch folder.
+    """Clear away what a kill left in DVC's tables, in dvc.lock, among the outputs and in our scratch folder.
 
     Raises:
         IntaglioError: dvc.lock is torn, and a DVC that may be about to mend it holds its lock for minutes.
@@ -29,6 +31,7 @@ def mend(root: Path) -> None:
     _forget_dead_processes(root)
     if _torn(root / "dvc.lock"):
         _mend_lock_file(root)
+    _sweep_temporaries(root)
     shutil.rmtree(scratch_folder(root), ignore_errors=True)
     scratch_folder(root).mkdir(parents=True, exist_ok=True)
 
@@ -106,6 +109,15 @@ def _mend_lock_file(root: Path) -> None:
     except (DvcException, LockError) as error:
         raise IntaglioError(f"{lock}: torn, and cannot be mended now: {' '.join(str(error).split())}") from None
     print("dvc.lock was torn by a kill; mended: what is missing in it comes back from DVC's cache", flush=True)
+
+
+def _sweep_temporaries(root: Path) -> None:
+    """Remove the files that a killed DVC left beside outputs: no output owns them, so nobody else would."""
+    for top in (root / name for name in _OUTPUT_FOLDERS):
+        for folder in (top, *top.glob("*/")):
+            for path in folder.glob(".*.tmp"):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def _forget_dead_processes(root: Path) -> None:

@@ -12,8 +12,15 @@ from scipy.linalg import cho_factor, cho_solve
 from components.lab.corpus import Images, Indices
 from components.lab.episode import TaskData
 from components.lab.method import Answer, Representation
-from components.scatter import dense
-from components.signature import Classifier, Embeddings, Labels, Matrix, Statistics, pooled_covariance
+from components.signature import (
+    Classifier,
+    Embeddings,
+    Labels,
+    Matrix,
+    Statistics,
+    pooled_covariance,
+    pooled_scatter,
+)
 
 
 class Scorer(Protocol):
@@ -105,8 +112,8 @@ class StreamingLda:
     def _covariance(self) -> Matrix:
         if self.shrinkage is None:
             return pooled_covariance(self._tasks)
-        scatter = cast(Matrix, sum(dense(task.scatter) for task in self._tasks))
-        covariance = scatter / max(1.0, sum(task.freedom for task in self._tasks))
+        scatter, freedom = pooled_scatter(self._tasks)
+        covariance = scatter / max(1.0, freedom)
         target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         return cast(Matrix, (1 - self.shrinkage) * covariance + self.shrinkage * target)
 

@@ -11,7 +11,7 @@ from components.lab.episode import TaskData
 from components.lab.flat import CosineMeans, Flat, RandomRidge, StreamingLda
 from components.lab.method import Frozen, Method
 from components.lab.retrieved import PerTask, RetrieveThenClassify
-from components.lab.rivals import Ease, Joint, OneLora
+from components.lab.rivals import Ease, FirstLora, Joint, OneLora
 from components.lab.signatures import (
     Centroids,
     Density,
@@ -102,6 +102,18 @@ METHODS: dict[str, Recipe] = {
         "frozen backbone, random projection and ridge regression (RanPAC)",
         lambda w, s, h: Flat(RandomRidge(h["width"], h["ridge"], s), Frozen()),
         _RIDGE,
+    ),
+    "first_slda": Recipe(
+        "one LoRA trained on the first task, streaming LDA (as APER)",
+        lambda w, s, h: Flat(StreamingLda(h["shrinkage"]), FirstLora(w, s)),
+        _SHRINKAGE,
+        adapted=True,
+    ),
+    "first_ranpac": Recipe(
+        "one LoRA trained on the first task, then as ranpac (RanPAC with its first step)",
+        lambda w, s, h: Flat(RandomRidge(h["width"], h["ridge"], s), FirstLora(w, s)),
+        _RIDGE,
+        adapted=True,
     ),
     "sequential_lora": Recipe(
         "one LoRA trained on and on, streaming LDA",

@@ -57,6 +57,33 @@ class OneLora:
 
 
 @dataclass
+class FirstLora:
+    """A representation: one LoRA that the first task trains, and that stays.
+
+    What is known of earlier tasks stays true under it. APER (Zhou et al., 2024) and RanPAC (McDonnell et al., 2023)
+    begin so.
+    """
+
+    workshop: Workshop
+    seed: int
+    _name: str | None = None
+
+    def learn(self, task: TaskData) -> None:
+        """Train on the first task; nothing to learn of others."""
+        if self._name is None:
+            self._name = self.workshop.module(task, BASE, self.seed)
+
+    def embed(self, images: Images) -> Embeddings:
+        """Under the LoRA, (n, d)."""
+        assert self._name is not None  # a representation is asked after it has learned a task
+        return self.workshop.embed(self._name, images)
+
+    def stored_bytes(self) -> int:
+        """One pair of factors per layer."""
+        return 0 if self._name is None else self.workshop.stored_bytes([self._name])
+
+
+@dataclass
 class Joint:
     """One LoRA for all tasks at once, with all their data: no continual method, but the bound for one module."""
 

@@ -106,6 +106,22 @@ def test_a_torn_lock_file_is_one_that_dvc_can_read_again(done: Project) -> None:
     assert lock.read_text() == whole
 
 
+def test_temporaries_of_a_killed_dvc_go_and_start_no_stage_again(done: Project) -> None:
+    from dvc_objects.fs.utils import tmp_fname
+
+    folders = [done.root / name for name in ("models", "models/modules", "data/manifests", "reports")]
+    for folder in folders:
+        (folder / tmp_fname()).write_text("test")
+    mine = folders[0] / ".mine.tmp"
+    mine.write_text("a person's")
+    done.forget()
+    done.dvc("repro")
+    assert done.executed() == []
+    mend(done.root)
+    assert [path for folder in folders for path in folder.glob(".*.tmp")] == [mine]
+    mine.unlink()
+
+
 def test_the_run_lock_is_free_for_its_own_process_and_stale_files_are_no_lock(tmp_path: Path) -> None:
     (tmp_path / ".intaglio").mkdir()
     (tmp_path / ".intaglio" / "run.lock").write_text("process 1 since yesterday")
