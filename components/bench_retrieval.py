@@ -35,7 +35,7 @@ def bench_retrieval(root: Path, tasks: Sequence[int] = TASKS, images: int = 256,
     config = load_config(root / "params.yaml")
     statistics = [read_signature(root / "models/signatures", task).statistics for task in config.tasks]
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, torch.device("cpu"))
-    engine = Engine.load(vit, root / "models/modules", [])
+    engine = Engine.load(vit, root / "models/modules", [], shared=config.embedding.shared)
     pixels = test_images(root, config, len(config.tasks)).pixels[:images]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

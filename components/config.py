@@ -69,9 +69,13 @@ class Cache(_Section):
 
 
 class Embedding(_Section):
-    """Which blocks' outputs (1-based, CLS and mean of the patches of each) make up h_0 and h_k."""
+    """Which blocks' outputs (1-based, CLS and mean of the patches of each) make up h_0 and h_k.
+
+    shared: the task under whose module h_0 is seen, the first one; or BASE: the frozen backbone.
+    """
 
     depths: Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
+    shared: str = BASE
 
 
 class Finetune(_Section):
@@ -211,6 +215,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"embedding.depths must rise and end at backbone.depth ({backbone.depth}), got {list(depths)}"
     if any(backbone.trunk_depth < depth < backbone.depth for depth in depths):
         yield f"embedding.depths must not lie between the trunk ({backbone.trunk_depth}) and the last block"
+    if config.embedding.shared not in (BASE, config.tasks[0]):
+        yield (
+            f"embedding.shared is {config.embedding.shared!r}: expected {BASE!r} or the first task, "
+            f"{config.tasks[0]!r}: what earlier tasks left could not be seen anew under a later one's module"
+        )
     if config.shortlist.early_p < config.shortlist.epsilon:
         yield (
             f"shortlist.early_p ({config.shortlist.early_p}) must not be below shortlist.epsilon "

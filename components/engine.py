@@ -1,7 +1,8 @@
 """One frozen backbone with the modules of many tasks: any (image, module) pairs in one pass over the tail.
 
 The tail's base weights are applied to all pairs at once; each module adds its low-rank term b (a x) where its images
-stand. A module with many images in a batch is merged into the weights instead: W + b a. Both equal plain PEFT.
+stand. A module with many images in a batch is merged into the weights instead: W + b a. Both equal plain PEFT. The
+module that h_0 is seen under, if any (`embedding.shared`), is merged once.
 Only the modules in use lie on the device, at most `cache_bytes` of them; all others stay in their files.
 """
 
@@ -12,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.backbone import Vit, autocast
+from components.config import BASE
 from components.embed import BATCH, Embeddings, Pixels, Progress
 from components.errors import IntaglioError
 from components.io import read_json, sha256_file
@@ -36,17 +37,21 @@ MERGE_FROM = 8  # images of one module in a batch, from which merging costs less
 
 @dataclass
 class _Segments:
-    """Which slot adapts which rows of the running batch, rows in order; no slot: the frozen backbone."""
+    """Which slot adapts which rows of the running batch, rows in order; no slot: h_0."""
 
     slots: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
 
 
 class _Adapted(nn.Module):
-    """A frozen linear layer with the low-rank terms of `slots` modules: a (slots, in, r), b (slots, r, out)."""
+    """A frozen linear layer with the low-rank terms of `slots` modules: a (slots, in, r), b (slots, r, out).
+
+    Where no slot is running it multiplies by `shared` (out, in), the weights of h_0.
+    """
 
     a: Tensor
     b: Tensor
+    shared: Tensor
 
     def __init__(self, base: nn.Linear, slots: int, rank: int, running: _Segments) -> None:
         super().__init__()
@@ -54,12 +59,13 @@ class _Adapted(nn.Module):
         weight = base.weight  # its dtype and device are theirs too
         self.register_buffer("a", weight.new_zeros(slots, base.in_features, rank), persistent=False)
         self.register_buffer("b", weight.new_zeros(slots, rank, base.out_features), persistent=False)
+        self.register_buffer("shared", weight.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, in) -> (n, tokens, out)."""
         slots, lengths = self.running.slots, self.running.lengths
         if not slots:
-            return cast(Tensor, self.base(x))
+            return functional.linear(x, self.shared, self.base.bias)
         if len(slots) == 1 and lengths[0] >= MERGE_FROM:
             weight = torch.addmm(self.base.weight, self.b[slots[0]].T, self.a[slots[0]].T)
             return functional.linear(x, weight, self.base.bias)
@@ -87,10 +93,13 @@ class Engine:
     _slot_of: OrderedDict[int, int] = field(default_factory=OrderedDict)  # least recently used first
 
     @classmethod
-    def load(cls, vit: Vit, folder: Path, tasks: Sequence[str], cache_bytes: int = CACHE_BYTES) -> Engine:
+    def load(
+        cls, vit: Vit, folder: Path, tasks: Sequence[str], cache_bytes: int = CACHE_BYTES, shared: str = BASE
+    ) -> Engine:
         """Check the modules `folder`/<task>/adapter and make room for as many as `cache_bytes` holds, at least one.
 
-        Puts its layers into `vit.model`, which computes the same as before until a module is asked for.
+        Puts its layers into `vit.model`, which then computes h_0: under the module of the task `shared`, or, if that is
+        BASE, the same as before.
 
         Raises:
             IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
@@ -103,7 +112,10 @@ class Engine:
         layers = {name: _Adapted(layer, slots, rank, running) for name, layer in linears.items()}
         for name, layer in layers.items():
             vit.model.set_submodule(name, layer)
-        return cls(vit, folder, tuple(tasks), slots, layers, running)
+        engine = cls(vit, folder, tuple(tasks), slots, layers, running)
+        if shared != BASE:
+            engine._share(shared)
+        return engine
 
     def embed(self, task: str | None, tokens: Tensor, trunk: Tensor) -> Tensor:
         """h_k, or h_0 where `task` is None: tokens (n, tokens, width), trunk (n, trunk_width) -> (n, d)."""
@@ -148,13 +160,24 @@ class Engine:
 
     @torch.no_grad()
     def _read(self, number: int, slot: int) -> None:
-        path = self.folder / self.tasks[number] / "adapter" / "adapter_model.safetensors"
-        with safe_open(path, framework="pt") as file:
+        for layer, a, b in self._factors(self.tasks[number]):
+            layer.a[slot].zero_()[:, : len(a)].copy_(a.T)
+            layer.b[slot].zero_()[: len(a)].copy_(b.T)
+
+    @torch.no_grad()
+    def _share(self, task: str) -> None:
+        _check(self.folder / task, self.vit)
+        for layer, a, b in self._factors(task):
+            weight = layer.base.weight
+            layer.shared = (weight.float() + (b @ a).to(weight.device)).to(weight.dtype)
+
+    def _factors(self, task: str) -> Iterator[tuple[_Adapted, Tensor, Tensor]]:
+        """Every layer with the factors a (r, in) and b (out, r) of a stored module."""
+        with safe_open(self.folder / task / "adapter" / "adapter_model.safetensors", framework="pt") as file:
             for name, layer in self._layers.items():
                 a = file.get_tensor(f"base_model.model.{name}.lora_A.weight")
                 b = file.get_tensor(f"base_model.model.{name}.lora_B.weight")
-                layer.a[slot].zero_()[:, : len(a)].copy_(a.T)
-                layer.b[slot].zero_()[: len(a)].copy_(b.T)
+                yield layer, a, b
 
 
 def embed_images(

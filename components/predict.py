@@ -82,8 +82,8 @@ class Predictor:
         index = read_json(bundle / INDEX)
         config = index["config"]
         backbone = Backbone.model_validate(config["backbone"])
-        depths = Embedding.model_validate(config["embedding"]).depths
-        vit = load_vit(bundle / "backbone", backbone, depths, choose_device(device))
+        embedding = Embedding.model_validate(config["embedding"])
+        vit = load_vit(bundle / "backbone", backbone, embedding.depths, choose_device(device))
         if precision != "auto":
             vit = in_bfloat16(vit) if precision == "bf16" else replace(vit, half=False)
         retrieval = Retrieval.model_validate(config["retrieval"])
@@ -91,7 +91,7 @@ class Predictor:
         order: list[str] = index["order"]
         signatures = [bundle / "signatures" / task for task in order]
         return cls(
-            engine=Engine.load(vit, bundle / "modules", order, cache_bytes),
+            engine=Engine.load(vit, bundle / "modules", order, cache_bytes, embedding.shared),
             tasks={task: tuple(index["tasks"][task]) for task in order},
             classifiers=tuple(read_classifier(folder) for folder in signatures),
             mixtures=tuple(read_mixture(folder) for folder in signatures) if retrieval.rule == "dpgmm" else (),

@@ -91,7 +91,7 @@ class Scored:
 def score_test_images(root: Path, config: Config) -> Scored:
     """Run every test image through the trunk once and through every module."""
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-    engine = Engine.load(vit, root / "models/modules", config.tasks)
+    engine = Engine.load(vit, root / "models/modules", config.tasks, shared=config.embedding.shared)
     signatures = tuple(read_signature(root / "models/signatures", task) for task in config.tasks)
     tables = {task: split_of(read_manifest(root, task), "test") for task in config.tasks}
     paths = [root / config.stream.tasks[task].folder / path for task, table in tables.items() for path in table["path"]]

@@ -25,7 +25,7 @@ from components.witnesses import fit_witnesses, spreads, together
 def sign(root: Path, config: Config, task: str) -> None:
     """The `signature` stage: write models/signatures/<task> from the task's train and val images."""
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-    engine = Engine.load(vit, root / "models/modules", [task])
+    engine = Engine.load(vit, root / "models/modules", [task], shared=config.embedding.shared)
     manifest = read_manifest(root, task)
     rows = {name: split_of(manifest, name) for name in ("train", "val")}
     classes = tuple(sorted(rows["train"]["label"].unique()))

@@ -78,6 +78,17 @@ def _as_served(workshop: Workshop) -> Signature:
     return PooledClasses(compact=workshop.compact_statistics, rank=workshop.config.signature.scatter_rank)
 
 
+def _under_first(workshop: Workshop, seed: int) -> Signature:
+    """As served with `embedding.shared`: the first task's module is the one that Modules trains for it."""
+    first = FirstLora(workshop, seed)
+
+    def compact(task: TaskData) -> Statistics:
+        first.learn(task)
+        return workshop.compact_statistics(task, first.name)
+
+    return PooledClasses(first.embed, compact, workshop.config.signature.scatter_rank)
+
+
 def _trunk_as_served(workshop: Workshop) -> PooledClasses:
     def compact(task: TaskData) -> Statistics:
         return workshop.compact_statistics(task).first(task.train.images.corpus.trunk_width)
@@ -149,6 +160,12 @@ METHODS: dict[str, Recipe] = {
     ),
     "intaglio_own": _adapted(
         "the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False, witnesses=4
+    ),
+    "intaglio_first": _adapted(
+        "the same, retrieval under the first task's module (embedding.shared)",
+        lambda w, s, h: _under_first(w, s),
+        composed=True,
+        witnesses=4,
     ),
     "intaglio_two": _adapted(
         "the same, without head and own trunk discriminants", lambda w, s, h: _as_served(w), composed=True, witnesses=2

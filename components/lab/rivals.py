@@ -66,21 +66,21 @@ class FirstLora:
 
     workshop: Workshop
     seed: int
-    _name: str | None = None
+    name: str | None = None
 
     def learn(self, task: TaskData) -> None:
         """Train on the first task; nothing to learn of others."""
-        if self._name is None:
-            self._name = self.workshop.module(task, BASE, self.seed)
+        if self.name is None:
+            self.name = self.workshop.module(task, BASE, self.seed)
 
     def embed(self, images: Images) -> Embeddings:
         """Under the LoRA, (n, d)."""
-        assert self._name is not None  # a representation is asked after it has learned a task
-        return self.workshop.embed(self._name, images)
+        assert self.name is not None  # a representation is asked after it has learned a task
+        return self.workshop.embed(self.name, images)
 
     def stored_bytes(self) -> int:
         """One pair of factors per layer."""
-        return 0 if self._name is None else self.workshop.stored_bytes([self._name])
+        return 0 if self.name is None else self.workshop.stored_bytes([self.name])
 
 
 @dataclass

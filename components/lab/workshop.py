@@ -47,7 +47,7 @@ class Workshop:
     config: Config
     _memory: OrderedDict[str, _Memory] = field(default_factory=OrderedDict)
     _classifiers: dict[tuple[str | None, str, bool], Classifier] = field(default_factory=dict)
-    _statistics: dict[str, Statistics] = field(default_factory=dict)
+    _statistics: dict[tuple[str | None, str], Statistics] = field(default_factory=dict)
 
     def classifier(self, name: str | None, task: TaskData, served: bool = False) -> Classifier:
         """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once.
@@ -59,11 +59,13 @@ class Workshop:
             self._classifiers[key] = self._classify(name, task, served)
         return self._classifiers[key]
 
-    def compact_statistics(self, task: TaskData) -> Statistics:
-        """Of h_0, the scatter reduced to what the pipeline stores of it."""
-        key = _digest(task)
+    def compact_statistics(self, task: TaskData, name: str | None = None) -> Statistics:
+        """Of a task under a module (None: frozen), the scatter reduced to what the pipeline stores of it."""
+        key = name, _digest(task)
         if key not in self._statistics:
-            found = Statistics.fit(task.train.images.h0, task.train.labels, task.classes)
+            images = task.train.images
+            h = images.h0 if name is None else self.embed(name, images)
+            found = Statistics.fit(h, task.train.labels, task.classes)
             scatter = CompactScatter.of(dense(found.scatter), self.config.signature.scatter_rank)
             self._statistics[key] = replace(found, scatter=scatter)
         return self._statistics[key]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from components.backbone import Vit, autocast, in_bfloat16, load_vit
-from components.config import Config
+from components.config import BASE, Config
 from components.engine import MERGE_FROM, Engine, embed_pixels
 from components.errors import IntaglioError
 from components.io import sha256_file
@@ -32,10 +32,10 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
 def load(learned_template: Path, config: Config) -> Loader:
     """A fresh engine with a cache of so many bytes, in float32 or in bfloat16."""
 
-    def fresh(cache_bytes: int = 2**30, half: bool = False) -> Engine:
+    def fresh(cache_bytes: int = 2**30, half: bool = False, shared: str = BASE) -> Engine:
         folder, cpu = learned_template / "models", torch.device("cpu")
         vit = load_vit(folder / "backbone", config.backbone, config.embedding.depths, cpu)
-        return Engine.load(in_bfloat16(vit) if half else vit, folder / "modules", TASKS, cache_bytes)
+        return Engine.load(in_bfloat16(vit) if half else vit, folder / "modules", TASKS, cache_bytes, shared)
 
     return fresh
 
@@ -87,6 +87,17 @@ def test_one_module_for_the_whole_batch_equals_plain_peft(
             torch.testing.assert_close(ours, plain[task][:count], atol=1e-4, rtol=0)
         frozen = engine.embed(None, tokens, trunk)[:, engine.vit.trunk_width :]
     assert (plain["high"][:count] - frozen).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_shared_is_seen_under_one_module_and_changes_no_other(load: Loader, half: bool) -> None:
+    alone, sharing = load(half=half), load(half=half, shared="low")
+    found = [embed_pixels(engine, noise(12), (None, *TASKS)) for engine in (alone, sharing)]
+    tolerance = {"atol": 3e-2 if half else 1e-5, "rtol": 0}
+    np.testing.assert_allclose(found[1][None], found[0]["low"], **tolerance)
+    assert np.abs(found[1][None] - found[0][None]).max() > 10 * tolerance["atol"]
+    for task in TASKS:
+        np.testing.assert_array_equal(found[1][task], found[0][task])
 
 
 def test_modules_come_and_go_where_the_cache_holds_one(load: Loader, engine: Engine) -> None:

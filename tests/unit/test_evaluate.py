@@ -21,6 +21,8 @@ from components.images import Limits, open_image
 from components.io import read_json, read_table, write_json
 from components.predict import Prediction, Predictor
 from components.score import score_test_images
+from components.sign import sign
+from components.signature_files import read_signature
 
 shares = st.floats(0, 1)
 
@@ -87,11 +89,21 @@ def test_evaluating_again_gives_the_same_bytes(learned: Path, config: Config) ->
     assert [path.read_bytes() for path in files] == before
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("prediction", ["hard", "soft"])
-def test_the_predictor_agrees_with_the_evaluation(learned: Path, config: Config, rule: str, prediction: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "prediction", "shared"),
+    [*((rule, prediction, "base") for rule in RULES for prediction in ("hard", "soft")), ("pooled", "hard", "low")],
+)
+def test_the_predictor_agrees_with_the_evaluation(
+    learned: Path, config: Config, rule: str, prediction: str, shared: str
+) -> None:
     retrieval = config.retrieval.model_copy(update={"rule": rule, "prediction": prediction})
-    config = config.model_copy(update={"retrieval": retrieval})
+    embedding = config.embedding.model_copy(update={"shared": shared})
+    config = config.model_copy(update={"retrieval": retrieval, "embedding": embedding})
+    if shared != "base":
+        before = read_signature(learned / "models/signatures", "middle").statistics.means
+        for task in config.tasks:
+            sign(learned, config, task)
+        assert (read_signature(learned / "models/signatures", "middle").statistics.means != before).any()
     evaluate(learned, config)
     write_bundle(learned, config)
     table = read_table(learned / "reports/predictions.parquet")
