@@ -111,8 +111,9 @@ def test_the_predictor_agrees_with_the_evaluation(
     assert [one.task for one in found] == table["retrieved_task"].tolist()
     assert [one.label for one in found] == table["predicted_label"].tolist()
     np.testing.assert_allclose([one.p_value for one in found], table["p_value"], atol=0.03)
-    # The evaluation reads the trunk's outputs from the cache, where they are float16.
-    np.testing.assert_allclose([one.probability for one in found], table["probability"], atol=2e-3)
+    # The evaluation reads the trunk's outputs from the cache, where they are float16; densities on h_k are steep.
+    tolerance = 2e-3 if rule == "pooled" else 1e-2
+    np.testing.assert_allclose([one.probability for one in found], table["probability"], atol=tolerance)
 
 
 def predict(root: Path, config: Config, table: pd.DataFrame, batch: int) -> list[Prediction]:
