@@ -99,8 +99,10 @@ def test_the_predictor_agrees_with_the_evaluation(learned: Path, config: Config,
     assert [one.task for one in found] == table["retrieved_task"].tolist()
     assert [one.label for one in found] == table["predicted_label"].tolist()
     np.testing.assert_allclose([one.p_value for one in found], table["p_value"], atol=0.03)
-    # The evaluation reads the trunk's outputs from the cache, where they are float16.
-    np.testing.assert_allclose([one.probability for one in found], table["probability"], atol=2e-3)
+    # The evaluation reads the trunk's outputs from the cache, where they are float16. Densities of more than a hundred
+    # nats then differ by hundredths, and so does the posterior of an image between two tasks.
+    tolerance = 1e-2 if rule == "dpgmm" else 2e-3
+    np.testing.assert_allclose([one.probability for one in found], table["probability"], atol=tolerance)
 
 
 def predict(root: Path, config: Config, table: pd.DataFrame, batch: int) -> list[Prediction]:
