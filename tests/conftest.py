@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from synthetic import Project, copy_of, make_project
 
 from flows.settings import quiet_environment
@@ -15,6 +16,9 @@ from flows.settings import quiet_environment
 # Before anything imports Prefect, MLflow or matplotlib, which read the environment once.
 _HOME = tempfile.TemporaryDirectory(prefix="intaglio-tests-")
 os.environ.update(quiet_environment(Path(_HOME.name)))
+
+settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def learned(name: str, episode: Episode, workshop: Workshop) -> Method:
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=2, max_size=4), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @pytest.mark.parametrize("make", [lambda: RandomRidge(40, 1e-2, 3), lambda: StreamingLda(1e-2), CosineMeans])
 def test_task_by_task_is_the_same_as_all_at_once(make: type[Scorer], sizes: list[int], seed: int) -> None:
     parts = [clusters(seed + number, classes, 9, 12) for number, classes in enumerate(sizes)]

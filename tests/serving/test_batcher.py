@@ -215,7 +215,7 @@ def test_closing_answers_what_was_accepted(make: Callable[..., MicroBatcher], ga
         send(batcher, gate, [6])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     requests=st.lists(st.lists(st.integers(-3, 40), min_size=1, max_size=5), max_size=12),
     batch=st.integers(1, 6),

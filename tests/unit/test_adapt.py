@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -39,7 +39,6 @@ def plain(layer: AdaptedLinear, x: Tensor) -> Tensor:
 @given(
     out=sizes, into=sizes, rank=st.integers(1, 4), past=st.integers(0, 6), bias=st.booleans(), seed=st.integers(0, 999)
 )
-@settings(deadline=None)
 def test_a_layer_and_its_gradients_are_the_formula(
     out: int, into: int, rank: int, past: int, bias: bool, seed: int
 ) -> None:

@@ -61,7 +61,7 @@ def plain(learned_template: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(tasks=st.lists(st.integers(0, 2), min_size=1, max_size=40), order=st.randoms(use_true_random=False))
 def test_any_batch_equals_plain_peft(
     tasks: list[int], order: object, engine: Engine, plain: dict[str, torch.Tensor]

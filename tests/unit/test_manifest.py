@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -285,7 +285,6 @@ def digests(numbers: set[int]) -> list[str]:
 sets_of_images = st.sets(st.integers(0, 10_000), min_size=1, max_size=120)
 
 
-@settings(deadline=None)
 @given(
     images=sets_of_images, seed=st.integers(0, 5), missing=st.sampled_from([("test", "val"), ("val",), ("test",), ()])
 )
@@ -303,7 +302,6 @@ def test_splits_cover_each_image_once_and_leave_train(images: set[int], seed: in
             assert max(1, int(share / 2)) <= counts[split] <= max(1, share * 1.5 + 1)
 
 
-@settings(deadline=None)
 @given(images=sets_of_images, order=st.randoms(use_true_random=False))
 def test_splits_depend_on_neither_order_nor_repeats(images: set[int], order) -> None:  # type: ignore[no-untyped-def]
     shuffled = digests(images) * 2
@@ -311,7 +309,6 @@ def test_splits_depend_on_neither_order_nor_repeats(images: set[int], order) -> 
     assert assign_splits("cat", shuffled, FRACTIONS, 0) == assign_splits("cat", digests(images), FRACTIONS, 0)
 
 
-@settings(deadline=None)
 @given(images=sets_of_images, added=st.sets(st.integers(20_000, 30_000), max_size=20), seed=st.integers(0, 5))
 @example(images={0, 8, 62, 312, 511}, added={20017}, seed=4)  # both shares grow by one image at once
 def test_new_images_hardly_move_old_ones(images: set[int], added: set[int], seed: int) -> None:

@@ -78,7 +78,7 @@ def test_parts_of_an_interrupted_run_are_readable_files(tmp_path: Path, suffix: 
         assert list(pd.read_parquet(parts_folder(file))["path"]) == ["a", "b"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=12), st.lists(st.integers(0, 5), max_size=4), st.randoms())
 def test_exactly_once_whatever_the_order_and_the_interruptions(
     tmp_path_factory: pytest.TempPathFactory, paths: list[str], stops: list[int], random: Any

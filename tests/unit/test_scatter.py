@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.retrieve import PooledRetriever
@@ -19,7 +19,6 @@ def scatter_of(seed: int, images: int, width: int) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 999), images=st.integers(2, 60), width=st.integers(2, 24), rank=st.integers(1, 30))
-@settings(deadline=None)
 def test_it_is_a_scatter_with_the_same_diagonal(seed: int, images: int, width: int, rank: int) -> None:
     scatter = scatter_of(seed, images, width)
     compact = CompactScatter.of(scatter, rank)
@@ -31,7 +30,6 @@ def test_it_is_a_scatter_with_the_same_diagonal(seed: int, images: int, width: i
 
 
 @given(seed=st.integers(0, 999), width=st.integers(2, 24))
-@settings(deadline=None)
 def test_with_every_direction_only_rounding_is_lost(seed: int, width: int) -> None:
     scatter = scatter_of(seed, 40, width)
     matrix = CompactScatter.of(scatter, width).matrix()

@@ -22,7 +22,7 @@ def retriever(seed: int, classes: list[int], width: int = 12, spread: float = 2.
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(1, 4), min_size=1, max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_with_every_class_a_candidate_it_is_exact(seed: int, classes: list[int]) -> None:
     model = retriever(seed, classes)
     h = np.random.default_rng(seed).normal(size=(25, 12)).astype(np.float32) * 3

@@ -80,7 +80,7 @@ def mixture(rng: np.random.Generator, parts: int, dims: int, far: float) -> Mixt
     count=st.integers(0, 9),
     far=st.floats(0, 30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_mixtures_of_any_shapes_are_evaluated_together_as_alone(
     seed: int, shapes: list[tuple[int, int]], count: int, far: float
 ) -> None:
@@ -95,7 +95,7 @@ def test_mixtures_of_any_shapes_are_evaluated_together_as_alone(
 
 
 @given(temperature=st.floats(0.1, 100))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_temperature_flattens_the_posterior_and_changes_no_choice(temperature: float) -> None:
     h, _ = mixed(10)
     plain = find(TaskFinder.fit(SIGNATURES, RULES.model_copy(update={"temperature": 1.0})), h)
@@ -149,7 +149,7 @@ def test_the_shortlist_holds_the_best_task_and_at_most_the_cap() -> None:
     assert (others.max(axis=1) == np.where(found.shortlist, others, -1).max(axis=1)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(5)))
 def test_task_order_changes_nothing(order: list[int]) -> None:
     h, _ = mixed(10)
