@@ -215,7 +215,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"embedding.depths must rise and end at backbone.depth ({backbone.depth}), got {list(depths)}"
     if any(backbone.trunk_depth < depth < backbone.depth for depth in depths):
         yield f"embedding.depths must not lie between the trunk ({backbone.trunk_depth}) and the last block"
-    if config.embedding.shared not in (BASE, config.tasks[0]):
+    if "shared" not in config.embedding.model_fields_set:  # dvc.yaml asks for it; only bundles may lack it
+        yield f"embedding.shared: missing key; expected {BASE!r} or the first task, {config.tasks[0]!r}"
+    elif config.embedding.shared not in (BASE, config.tasks[0]):
         yield (
             f"embedding.shared is {config.embedding.shared!r}: expected {BASE!r} or the first task, "
             f"{config.tasks[0]!r}: what earlier tasks left could not be seen anew under a later one's module"

@@ -28,7 +28,7 @@ fetch: {tasks: [], images_per_class: 10}
 data: {val_fraction: 0.2, test_fraction: 0.25, max_pixels: 1000000, max_bytes: 1000000, min_side: 8,
        min_images_per_class: 8, max_class_ratio: 20.0}
 backbone: {model: test_vit, weights: tiny.safetensors, sha256: null, image_size: 32, depth: 4, adapted_blocks: 2}
-embedding: {depths: [2, 4]}
+embedding: {depths: [2, 4], shared: base}
 finetune: {rank: 3, past_budget: 12, max_rank: 12, l1: 0.0001, l2: 0.0001, reuse_threshold: 0.001, epochs: 2,
            batch_size: 16, learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 0.01, warmup_fraction: 0.1,
            label_smoothing: 0.1, gradient_clip: 1.0, patience: 2}
