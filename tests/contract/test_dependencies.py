@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,29 @@ def test_a_stage_depends_on_all_the_code_it_imports(stage: str) -> None:
     assert listed == imported
 
 
-@pytest.mark.parametrize("stage", BODIES)
-def test_parameters_are_sections_of_the_configuration(stage: str) -> None:
-    assert set(BODIES[stage].get("params", [])) <= set(Config.model_fields)
+def parameters(stage: str) -> dict[str, set[str]]:
+    """The sections that a stage declares, each with the keys that it names; none: all of them."""
+    found: dict[str, set[str]] = {}
+    for parameter in BODIES[stage].get("params", []):
+        section, _, key = parameter.partition(".")
+        found.setdefault(section, set()).update({key} - {""})
+    return found
 
 
 @pytest.mark.parametrize("stage", BODIES)
-def test_a_stage_declares_the_sections_that_its_module_reads(stage: str) -> None:
+def test_parameters_are_sections_of_the_configuration_or_keys_of_them(stage: str) -> None:
+    for section, keys in parameters(stage).items():
+        field = Config.model_fields[section]
+        assert keys <= set(getattr(field.annotation, "model_fields", {}))
+
+
+@pytest.mark.parametrize("stage", BODIES)
+def test_a_stage_declares_what_its_module_reads(stage: str) -> None:
     module = (STAGES | TASK_STAGES)[stage].partition(":")[0]
     source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
     read = {name for name in Config.model_fields if f"config.{name}." in source or f"config.{name})" in source}
-    declared = set(BODIES[stage].get("params", [])) | HARMLESS
+    declared = parameters(stage)
     # The stream's order reaches a task's stages through `previous` and the folder in their dependencies.
-    assert read - declared <= ({"stream"} if stage in TASK_STAGES else set())
+    assert read - declared.keys() - HARMLESS <= ({"stream"} if stage in TASK_STAGES else set())
+    for section, keys in declared.items():
+        assert not keys or set(re.findall(rf"config\.{section}\.(\w+)", source)) <= keys

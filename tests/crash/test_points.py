@@ -99,5 +99,5 @@ def test_a_disk_that_fails_is_one_line_and_costs_nothing(server: Server, world: 
         # The old outputs are still there, and nothing beside them.
         check_whole(root, world.clean, OUTPUTS[stage], where)
         assert set(artefacts(root)) <= set(world.clean), where
-    assert server.run(root, *words) == 0, server.said()
-    assert differences(root, world.clean) == []
+        assert server.run(root, *words) == 0, where
+        assert differences(root, world.clean) == [], where
