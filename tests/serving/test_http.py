@@ -221,7 +221,11 @@ def test_more_forms_than_mlflow_s_server_reads(site: Site) -> None:
         rows = site.client.post("/invocations", json=value).json()["predictions"]
         assert [(row["task"], row["label"]) for row in rows] == [p.answers[0] for p in site.world.plain[:3]]
     table = pd.DataFrame({"image": texts}).to_csv(index=False).encode()
-    assert site.post(table, "text/csv", "/invocations").json()["predictions"] == rows
+    # Which images share a batch, hence the last bits of a probability, is a matter of time.
+    for row, other in zip(site.post(table, "text/csv", "/invocations").json()["predictions"], rows, strict=True):
+        numbers = {name: value for name, value in other.items() if isinstance(value, float)}
+        assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
+        assert (row["task"], row["label"], row["error"]) == (other["task"], other["label"], other["error"])
 
 
 def test_health_model_and_unknown_routes(site: Site) -> None:
