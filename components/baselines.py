@@ -1,4 +1,4 @@
-"""What the frozen backbone alone reaches, on the same embeddings h_0: the least that adaptation has to beat."""
+"""What the frozen backbone alone reaches, on its part of h_0: the least that adaptation has to beat."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ def result_row(scored: Scored, retrieved: Indices, correct: Mask) -> dict[str, f
 
 
 def baselines(scored: Scored) -> dict[str, dict[str, float]]:
-    """What the frozen backbone alone reaches over all classes at once, on the same embeddings h_0.
+    """What the frozen backbone alone reaches over all classes at once, on its part of h_0.
 
     nearest_class_mean: cosine to the class means (SimpleCIL); frozen_lda: linear discriminant analysis with the
     pooled covariance.
     """
-    tasks = [signature.statistics for signature in scored.signatures]
+    tasks = [signature.statistics.first(scored.frozen_width) for signature in scored.signatures]
     retriever = PooledRetriever.fit(tasks)
     means = np.concatenate([statistics.means for statistics in tasks])
-    h = scored.h0.astype(np.float64)
+    h0 = scored.h0[:, : scored.frozen_width]
+    h = h0.astype(np.float64)
     cosine = (h / np.linalg.norm(h, axis=1, keepdims=True)) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
     first = np.concatenate([[0], np.cumsum([len(statistics.means) for statistics in tasks])])[:-1]
     truth = first[scored.task] + scored.label
     found: Mapping[str, Matrix] = {
         "nearest_class_mean": cosine,
-        "frozen_lda": retriever.class_scores(scored.h0),
+        "frozen_lda": retriever.class_scores(h0),
     }
     return {
         name: result_row(scored, retriever.owner[scores.argmax(axis=1)], scores.argmax(axis=1) == truth)
@@ -46,9 +47,9 @@ def frozen_task_aware(scored: Scored) -> Mask:
     """Whether LDA on the frozen h_0 is right when the task is given, (n,): what adaptation has to beat."""
     correct = np.zeros(len(scored.task), dtype=bool)
     for number, signature in enumerate(scored.signatures):
-        statistics = signature.statistics
+        statistics = signature.statistics.first(scored.frozen_width)
         classifier = Classifier.from_covariance(statistics.means, pooled_covariance([statistics]))
         own = scored.task == number
-        chosen = classifier.log_probabilities(scored.h0[own]).argmax(axis=1)
+        chosen = classifier.log_probabilities(scored.h0[own, : scored.frozen_width]).argmax(axis=1)
         correct[own] = chosen == scored.label[own]
     return correct

@@ -79,7 +79,11 @@ class Embedding(_Section):
 
 
 class Finetune(_Section):
-    """One task's module and its training loop. Epochs see the `views` of an image in turn (components/augment.py)."""
+    """One task's module and its training loop.
+
+    Epochs see the `views` of an image in turn (components/augment.py), a step all of its patches but for a random share
+    `patch_dropout`.
+    """
 
     rank: Positive
     past_budget: Positive
@@ -97,6 +101,7 @@ class Finetune(_Section):
     gradient_clip: Annotated[float, Field(gt=0)]
     patience: Positive
     views: Positive = 1
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     processes: Positive = 1
 

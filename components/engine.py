@@ -2,7 +2,7 @@
 
 The tail's base weights are applied to all pairs at once; each module adds its low-rank term b (a x) where its images
 stand. A module with many images in a batch is merged into the weights instead: W + b a. Both equal plain PEFT. The
-module that h_0 is seen under, if any (`embedding.shared`), is merged once.
+module that h_0 is seen under too, if any (`embedding.shared`), is merged once.
 Only the modules in use lie on the device, at most `cache_bytes` of them; all others stay in their files.
 """
 
@@ -37,21 +37,22 @@ MERGE_FROM = 8  # images of one module in a batch, from which merging costs less
 
 @dataclass
 class _Segments:
-    """Which slot adapts which rows of the running batch, rows in order; no slot: h_0."""
+    """Which slot adapts which rows of the running batch, rows in order; no slot: the base, or what is `shared`."""
 
     slots: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
+    shared: bool = False
 
 
 class _Adapted(nn.Module):
     """A frozen linear layer with the low-rank terms of `slots` modules: a (slots, in, r), b (slots, r, out).
 
-    Where no slot is running it multiplies by `shared` (out, in), the weights of h_0.
+    `shared` (out, in), if any, are its weights under the module that h_0 is seen under too.
     """
 
     a: Tensor
     b: Tensor
-    shared: Tensor
+    shared: Tensor | None
 
     def __init__(self, base: nn.Linear, slots: int, rank: int, running: _Segments) -> None:
         super().__init__()
@@ -59,13 +60,14 @@ class _Adapted(nn.Module):
         weight = base.weight  # its dtype and device are theirs too
         self.register_buffer("a", weight.new_zeros(slots, base.in_features, rank), persistent=False)
         self.register_buffer("b", weight.new_zeros(slots, rank, base.out_features), persistent=False)
-        self.register_buffer("shared", weight.detach(), persistent=False)
+        self.register_buffer("shared", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, in) -> (n, tokens, out)."""
         slots, lengths = self.running.slots, self.running.lengths
         if not slots:
-            return functional.linear(x, self.shared, self.base.bias)
+            weight = self.shared if self.shared is not None and self.running.shared else self.base.weight
+            return functional.linear(x, weight, self.base.bias)
         if len(slots) == 1 and lengths[0] >= MERGE_FROM:
             weight = torch.addmm(self.base.weight, self.b[slots[0]].T, self.a[slots[0]].T)
             return functional.linear(x, weight, self.base.bias)
@@ -88,6 +90,7 @@ class Engine:
     folder: Path
     tasks: tuple[str, ...]
     slots: int
+    shared: str
     _layers: dict[str, _Adapted]
     _running: _Segments
     _slot_of: OrderedDict[int, int] = field(default_factory=OrderedDict)  # least recently used first
@@ -98,8 +101,8 @@ class Engine:
     ) -> Engine:
         """Check the modules `folder`/<task>/adapter and make room for as many as `cache_bytes` holds, at least one.
 
-        Puts its layers into `vit.model`, which then computes h_0: under the module of the task `shared`, or, if that is
-        BASE, the same as before.
+        Puts its layers into `vit.model`, which computes the same as before. h_0 is the base's, and beside it, if
+        `shared` is not BASE, the tail's output under that task's module.
 
         Raises:
             IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
@@ -112,15 +115,30 @@ class Engine:
         layers = {name: _Adapted(layer, slots, rank, running) for name, layer in linears.items()}
         for name, layer in layers.items():
             vit.model.set_submodule(name, layer)
-        engine = cls(vit, folder, tuple(tasks), slots, layers, running)
+        engine = cls(vit, folder, tuple(tasks), slots, shared, layers, running)
         if shared != BASE:
-            engine._share(shared)
+            engine._merge_shared()
         return engine
+
+    def width(self, task: str | None) -> int:
+        """Width d of h_k, or of h_0 where `task` is None."""
+        return self.vit.embedding_width + (2 * self.vit.width if task is None and self.shared != BASE else 0)
+
+    def tail(self, tokens: Tensor) -> Tensor:
+        """What h_0 adds to the trunk's part: tokens (n, tokens, width) -> (n, d - trunk_width)."""
+        base = self.vit.tail(tokens)
+        if self.shared == BASE:
+            return base
+        self._running.shared = True
+        try:
+            return torch.cat([base, self.vit.tail(tokens)], dim=1)
+        finally:
+            self._running.shared = False
 
     def embed(self, task: str | None, tokens: Tensor, trunk: Tensor) -> Tensor:
         """h_k, or h_0 where `task` is None: tokens (n, tokens, width), trunk (n, trunk_width) -> (n, d)."""
         if task is None:
-            return torch.cat([trunk, self.vit.tail(tokens)], dim=1)
+            return torch.cat([trunk, self.tail(tokens)], dim=1)
         return self.embed_each(np.full(len(tokens), self.tasks.index(task)), tokens, trunk)
 
     def embed_each(self, tasks: Indices, tokens: Tensor, trunk: Tensor) -> Tensor:
@@ -165,9 +183,9 @@ class Engine:
             layer.b[slot].zero_()[: len(a)].copy_(b.T)
 
     @torch.no_grad()
-    def _share(self, task: str) -> None:
-        _check(self.folder / task, self.vit)
-        for layer, a, b in self._factors(task):
+    def _merge_shared(self) -> None:
+        _check(self.folder / self.shared, self.vit)
+        for layer, a, b in self._factors(self.shared):
             weight = layer.base.weight
             layer.shared = (weight.float() + (b @ a).to(weight.device)).to(weight.dtype)
 
@@ -189,7 +207,7 @@ def embed_images(
         (n, d) float32 for each of `tasks`.
     """
     progress, count = Progress(what, len(tokens)), len(tokens)
-    out = {task: np.empty((count, engine.vit.embedding_width), dtype=np.float32) for task in tasks}
+    out = {task: np.empty((count, engine.width(task)), dtype=np.float32) for task in tasks}
     for start in range(0, count, BATCH):
         rows = slice(start, min(start + BATCH, count))
         for task, h in embed_tokens(engine, tokens[rows], trunk[rows], tasks).items():

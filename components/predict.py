@@ -118,7 +118,7 @@ class Predictor:
         # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's.
         with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), autocast(self.engine.vit):
             tokens, trunk = self.engine.vit.trunk(pixels)
-            found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.vit.tail(tokens[rows])))
+            found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.tail(tokens[rows])))
             asked = self._asked(found)
             rows, tasks = np.nonzero(asked)
             h = _array(self.engine.embed_each(tasks, tokens[rows], trunk[rows]))

@@ -44,7 +44,8 @@ class View:
 class Scored:
     """Every test image (n of them, ordered by task) under every module: what all metrics are computed from.
 
-    task (n,), label (n,): the truth, label an index into its task's classes. h0 (n, d). density (n, T): log p_k(h_k).
+    task (n,), label (n,): the truth, label an index into its task's classes. h0 (n, d), of which the first
+    `frozen_width` coordinates are the frozen backbone's alone. density (n, T): log p_k(h_k).
     adapted, T of (n, C_k): the discriminants of task k's classifier. p_values, typicality (n, T): conformal p-value of
     the image in task k, and the continuous score behind it.
     """
@@ -54,6 +55,7 @@ class Scored:
     label: Indices
     paths: tuple[str, ...]
     h0: Embeddings
+    frozen_width: int
     density: Matrix
     adapted: tuple[Matrix, ...]
     p_values: Matrix
@@ -96,12 +98,12 @@ def score_test_images(root: Path, config: Config) -> Scored:
     tables = {task: split_of(read_manifest(root, task), "test") for task in config.tasks}
     paths = [root / config.stream.tasks[task].folder / path for task, table in tables.items() for path in table["path"]]
     digests = [digest for table in tables.values() for digest in table["sha256"]]
-    count, width = len(paths), vit.embedding_width
+    count = len(paths)
     if count == 0:
         raise IntaglioError("no task has a readable test image; add some and run the stages 'ingest' again")
     cache = TrunkCache.of(root, config.cache)
     tokens, trunk = trunk_outputs(vit, paths, digests, Limits.of(config.data), cache, "evaluate: test images")
-    h0 = np.empty((count, width), dtype=np.float32)
+    h0 = np.empty((count, engine.width(None)), dtype=np.float32)
     density, adapted = np.empty((count, len(signatures))), tuple(np.empty((count, len(s.classes))) for s in signatures)
     p_values, typicality = np.empty_like(density), np.empty_like(density)
     progress = Progress("evaluate: test images", count)
@@ -128,4 +130,4 @@ def score_test_images(root: Path, config: Config) -> Scored:
         dtype=np.int64,
     )
     names = tuple(path for table in tables.values() for path in table["path"])
-    return Scored(signatures, task, label, names, h0, density, adapted, p_values, typicality)
+    return Scored(signatures, task, label, names, h0, vit.embedding_width, density, adapted, p_values, typicality)

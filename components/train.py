@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -134,14 +135,33 @@ def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
-    # By the epoch's number, not drawn: who resumes knows it, and every process does.
+    # By the epoch's number, not drawn: who resumes knows it, and every process does. Likewise the step's.
     tokens, labels = lesson.train.read(lesson.replica.share(rows), len(state.history), lesson.vit.device)
+    prefix, seed = lesson.vit.model.num_prefix_tokens, (lesson.seed, state.step)
+    kept = kept_tokens(len(rows), tokens.shape[1], prefix, settings.patch_dropout, seed)
+    tokens = tokens.take_along_dim(lesson.replica.share(kept)[:, :, None].to(tokens.device), dim=1)
     loss = _gradients(lesson, state, tokens, labels, len(rows))
     loss = lesson.replica.sum_gradients(state.learned, loss)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
     return loss
+
+
+def kept_tokens(images: int, tokens: int, prefix: int, dropout: float, seed: Sequence[int]) -> Tensor:
+    """Which tokens a step sees of each image: the first `prefix`, and a random share 1 - `dropout` of the patches.
+
+    PatchDropout (Liu et al., 2023): a step on half of the patches costs half, and learns as well. At least one stays.
+
+    Returns:
+        (images, kept) int64, rising in each row.
+    """
+    patches = tokens - prefix
+    kept = max(1, round(patches * (1 - dropout)))
+    places = np.broadcast_to(np.arange(prefix, tokens), (images, patches))
+    drawn = np.sort(np.random.default_rng(seed).permuted(places, axis=1)[:, :kept], axis=1)
+    first = np.broadcast_to(np.arange(prefix), (images, prefix))
+    return torch.from_numpy(np.concatenate([first, drawn], axis=1))
 
 
 def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> float:

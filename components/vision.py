@@ -28,10 +28,12 @@ _declare_torchvision_operators()
 
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from timm import create_model  # noqa: E402
+from timm.layers.patch_dropout import PatchDropout  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
 
 __all__ = [
     "LoraConfig",
+    "PatchDropout",
     "PeftModel",
     "VisionTransformer",
     "checkpoint_filter_fn",

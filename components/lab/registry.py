@@ -68,18 +68,20 @@ def _adapted(
 
     def make(workshop: Workshop, seed: int, settings: Settings) -> Method:
         modules: PerTask = Modules(workshop, seed, composed, served=witnesses == 4)
-        said = _trunk_as_served(workshop) if witnesses > 1 else None
-        return RetrieveThenClassify(signature(workshop, seed, settings), modules, said)
+        found = signature(workshop, seed, settings)
+        said = _trunk_of(found) if witnesses > 1 and isinstance(found, PooledClasses) else None
+        return RetrieveThenClassify(found, modules, said)
 
     return Recipe(what, make, adapted=True)
 
 
-def _as_served(workshop: Workshop) -> Signature:
+def _base(workshop: Workshop, seed: int, settings: Settings) -> Signature:
+    """As served where `embedding.shared` is base."""
     return PooledClasses(compact=workshop.compact_statistics, rank=workshop.config.signature.scatter_rank)
 
 
-def _under_first(workshop: Workshop, seed: int) -> Signature:
-    """As served with `embedding.shared`: the first task's module is the one that Modules trains for it."""
+def _served(workshop: Workshop, seed: int, settings: Settings) -> Signature:
+    """The first task's module, which all tasks are seen under too, is the one that Modules trains for it."""
     first = FirstLora(workshop, seed)
 
     def compact(task: TaskData) -> Statistics:
@@ -89,11 +91,13 @@ def _under_first(workshop: Workshop, seed: int) -> Signature:
     return PooledClasses(first.embed, compact, workshop.config.signature.scatter_rank)
 
 
-def _trunk_as_served(workshop: Workshop) -> PooledClasses:
-    def compact(task: TaskData) -> Statistics:
-        return workshop.compact_statistics(task).first(task.train.images.corpus.trunk_width)
+def _trunk_of(served: PooledClasses) -> PooledClasses:
+    """What the trunk's part of the same statistics says."""
 
-    return PooledClasses(trunk_part, compact, workshop.config.signature.scatter_rank)
+    def compact(task: TaskData) -> Statistics:
+        return served.statistics(task).first(task.train.images.corpus.trunk_width)
+
+    return PooledClasses(trunk_part, compact, served.rank)
 
 
 _SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": own} for own in (1e-4, 1e-3, 1e-2, 0.1, 0.3)))
@@ -115,13 +119,13 @@ METHODS: dict[str, Recipe] = {
         _RIDGE,
     ),
     "first_slda": Recipe(
-        "one LoRA trained on the first task, streaming LDA (as APER)",
+        "frozen beside a LoRA of the first task, streaming LDA (as APER)",
         lambda w, s, h: Flat(StreamingLda(h["shrinkage"]), FirstLora(w, s)),
         _SHRINKAGE,
         adapted=True,
     ),
     "first_ranpac": Recipe(
-        "one LoRA trained on the first task, then as ranpac (RanPAC with its first step)",
+        "frozen beside a LoRA of the first task, then as ranpac (RanPAC with a first step)",
         lambda w, s, h: Flat(RandomRidge(h["width"], h["ridge"], s), FirstLora(w, s)),
         _RIDGE,
         adapted=True,
@@ -153,26 +157,14 @@ METHODS: dict[str, Recipe] = {
         composed=True,
     ),
     "intaglio": _adapted(
-        "composed modules, pooled covariance on h_0 (ours, as served)",
-        lambda w, s, h: _as_served(w),
-        composed=True,
-        witnesses=4,
+        "composed modules, pooled covariance on h_0 (ours, as served)", _served, composed=True, witnesses=4
     ),
-    "intaglio_own": _adapted(
-        "the same, no module reuses another", lambda w, s, h: _as_served(w), composed=False, witnesses=4
+    "intaglio_own": _adapted("the same, no module reuses another", _served, composed=False, witnesses=4),
+    "intaglio_base": _adapted(
+        "the same, retrieval in the frozen space alone (embedding.shared: base)", _base, composed=True, witnesses=4
     ),
-    "intaglio_first": _adapted(
-        "the same, retrieval under the first task's module (embedding.shared)",
-        lambda w, s, h: _under_first(w, s),
-        composed=True,
-        witnesses=4,
-    ),
-    "intaglio_two": _adapted(
-        "the same, without head and own trunk discriminants", lambda w, s, h: _as_served(w), composed=True, witnesses=2
-    ),
-    "intaglio_alone": _adapted(
-        "the same, the adapted part alone names the class", lambda w, s, h: _as_served(w), composed=True
-    ),
+    "intaglio_two": _adapted("the same, without head and own trunk discriminants", _base, composed=True, witnesses=2),
+    "intaglio_alone": _adapted("the same, the adapted part alone names the class", _base, composed=True),
     "intaglio_frozen": Recipe(
         "the same without modules, with all of the scatter",
         lambda w, s, h: RetrieveThenClassify(PooledClasses(), NoModules(w), PooledClasses(trunk_part)),

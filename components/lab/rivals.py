@@ -58,10 +58,10 @@ class OneLora:
 
 @dataclass
 class FirstLora:
-    """A representation: one LoRA that the first task trains, and that stays.
+    """A representation: the frozen embedding, and beside it the tail under one LoRA that the first task trains.
 
-    What is known of earlier tasks stays true under it. APER (Zhou et al., 2024) and RanPAC (McDonnell et al., 2023)
-    begin so.
+    The LoRA stays, so what is known of earlier tasks stays true. APER (Zhou et al., 2024) sees images so, and
+    `embedding.shared` retrieves so; RanPAC (McDonnell et al., 2023) begins with the LoRA alone.
     """
 
     workshop: Workshop
@@ -74,9 +74,9 @@ class FirstLora:
             self.name = self.workshop.module(task, BASE, self.seed)
 
     def embed(self, images: Images) -> Embeddings:
-        """Under the LoRA, (n, d)."""
+        """Frozen, and the tail under the LoRA, (n, d)."""
         assert self.name is not None  # a representation is asked after it has learned a task
-        return self.workshop.embed(self.name, images)
+        return self.workshop.shared(self.name, images)
 
     def stored_bytes(self) -> int:
         """One pair of factors per layer."""

@@ -67,12 +67,14 @@ class PooledClasses:
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
         """Add the task's counts, means and scatter."""
-        if self.compact is None:
-            found = Statistics.fit(self.view(task.train.images), task.train.labels, task.classes)
-        else:
-            found = self.compact(task)
-        self._tasks.append(found)
+        self._tasks.append(self.statistics(task))
         self._fitted = None
+
+    def statistics(self, task: TaskData) -> Statistics:
+        """What is added of a task."""
+        if self.compact is not None:
+            return self.compact(task)
+        return Statistics.fit(self.view(task.train.images), task.train.labels, task.classes)
 
     def scores(self, images: Images, embed: Embed) -> Matrix:
         """log p_k(h_0) up to a constant."""

@@ -59,12 +59,11 @@ class Workshop:
             self._classifiers[key] = self._classify(name, task, served)
         return self._classifiers[key]
 
-    def compact_statistics(self, task: TaskData, name: str | None = None) -> Statistics:
-        """Of a task under a module (None: frozen), the scatter reduced to what the pipeline stores of it."""
-        key = name, _digest(task)
+    def compact_statistics(self, task: TaskData, shared: str | None = None) -> Statistics:
+        """Of a task on h_0 (see `shared`), the scatter reduced to what the pipeline stores of it."""
+        key = shared, _digest(task)
         if key not in self._statistics:
-            images = task.train.images
-            h = images.h0 if name is None else self.embed(name, images)
+            h = self.shared(shared, task.train.images)
             found = Statistics.fit(h, task.train.labels, task.classes)
             scatter = CompactScatter.of(dense(found.scatter), self.config.signature.scatter_rank)
             self._statistics[key] = replace(found, scatter=scatter)
@@ -86,6 +85,12 @@ class Workshop:
             memory.tail[missing] = self._tail(name, Images(corpus, missing))
             memory.known[missing] = True
         return np.concatenate([corpus.h0[images.rows, :width], memory.tail[images.rows]], axis=1)
+
+    def shared(self, name: str | None, images: Images) -> Embeddings:
+        """h_0 of images: frozen, and beside it the tail under a module that all tasks share, if any, (n, d)."""
+        if name is None:
+            return images.h0
+        return np.concatenate([images.h0, self.embed(name, images)[:, images.corpus.trunk_width :]], axis=1)
 
     def stored_bytes(self, names: Sequence[str]) -> int:
         """Size of the adapters that prediction needs."""

@@ -90,12 +90,16 @@ def test_one_module_for_the_whole_batch_equals_plain_peft(
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_what_is_shared_is_seen_under_one_module_and_changes_no_other(load: Loader, half: bool) -> None:
+def test_what_is_shared_lies_beside_the_frozen_and_changes_no_module(load: Loader, half: bool) -> None:
     alone, sharing = load(half=half), load(half=half, shared="low")
     found = [embed_pixels(engine, noise(12), (None, *TASKS)) for engine in (alone, sharing)]
+    frozen, trunk = alone.width(None), alone.vit.trunk_width
+    assert [h[None].shape[1] for h in found] == [frozen, sharing.width(None)]
+    np.testing.assert_array_equal(found[1][None][:, :frozen], found[0][None])
+    beside = found[1][None][:, frozen:]
     tolerance = {"atol": 3e-2 if half else 1e-5, "rtol": 0}
-    np.testing.assert_allclose(found[1][None], found[0]["low"], **tolerance)
-    assert np.abs(found[1][None] - found[0][None]).max() > 10 * tolerance["atol"]
+    np.testing.assert_allclose(beside, found[0]["low"][:, trunk:], **tolerance)
+    assert np.abs(beside - found[0][None][:, trunk:]).max() > 10 * tolerance["atol"]
     for task in TASKS:
         np.testing.assert_array_equal(found[1][task], found[0][task])
 

@@ -101,9 +101,15 @@ def test_the_predictor_agrees_with_the_evaluation(
     config = config.model_copy(update={"retrieval": retrieval, "embedding": embedding})
     if shared != "base":
         before = read_signature(learned / "models/signatures", "middle").statistics.means
+        baselines = read_json(learned / "reports/metrics.json")["baselines"]
         for task in config.tasks:
             sign(learned, config, task)
-        assert (read_signature(learned / "models/signatures", "middle").statistics.means != before).any()
+        after = read_signature(learned / "models/signatures", "middle").statistics.means
+        assert after.shape[1] > before.shape[1]
+        np.testing.assert_array_equal(after[:, : before.shape[1]], before)
+        evaluate(learned, config)
+        for name, row in read_json(learned / "reports/metrics.json")["baselines"].items():  # they are frozen still
+            assert row == pytest.approx(baselines[name], abs=0.03)  # but for the scatter's few directions
     evaluate(learned, config)
     write_bundle(learned, config)
     table = read_table(learned / "reports/predictions.parquet")

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.backbone import Vit
 from components.config import Config
@@ -17,7 +19,7 @@ from components.errors import IntaglioError
 from components.finetune import finetune
 from components.io import read_json, sha256_file
 from components.modules import read_component
-from components.train import rate
+from components.train import kept_tokens, rate
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -75,6 +77,33 @@ def test_an_empty_split_is_named(learned: Path, config: Config) -> None:
     manifest[manifest["split"] != "val"].to_parquet(path)
     with pytest.raises(IntaglioError, match="'high': its val split is empty"):
         finetune(learned, config, "high")
+
+
+@given(
+    images=st.integers(0, 5),
+    patches=st.integers(1, 30),
+    prefix=st.integers(0, 3),
+    dropout=st.floats(0, 0.99),
+    step=st.integers(0, 10**6),
+)
+def test_a_step_sees_the_prefix_and_its_share_of_the_patches(
+    images: int, patches: int, prefix: int, dropout: float, step: int
+) -> None:
+    kept = kept_tokens(images, prefix + patches, prefix, dropout, (0, step)).numpy()
+    assert kept.shape == (images, prefix + max(1, round(patches * (1 - dropout))))
+    assert (kept[:, :prefix] == np.arange(prefix)).all()
+    assert (np.diff(kept, axis=1) > 0).all()  # so none twice
+    assert ((kept >= 0) & (kept < prefix + patches)).all()
+    np.testing.assert_array_equal(kept, kept_tokens(images, prefix + patches, prefix, dropout, (0, step)))
+
+
+def test_every_patch_is_seen_as_often_and_another_step_sees_others() -> None:
+    seen = np.stack([kept_tokens(50, 17, 1, 0.5, (3, step)).numpy() for step in range(100)])
+    counts = np.bincount(seen.ravel(), minlength=17)
+    assert counts[0] == 5000  # the class token, always
+    assert np.abs(counts[1:] / 5000 - 0.5).max() < 5 * np.sqrt(0.25 / 5000)
+    assert (seen[0] != seen[1]).any()
+    assert (seen[0, 0] != seen[0, 1]).any()
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
