@@ -195,7 +195,7 @@ class Engine:
             for name, layer in self._layers.items():
                 a = file.get_tensor(f"base_model.model.{name}.lora_A.weight")
                 b = file.get_tensor(f"base_model.model.{name}.lora_B.weight")
-                yield layer, a, b
+                yield layer, a.float(), b.float()
 
 
 def embed_images(

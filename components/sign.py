@@ -15,7 +15,6 @@ from components.errors import IntaglioError
 from components.images import Limits
 from components.manifest import read_manifest, split_of
 from components.modules import Head, read_head
-from components.retrieve import PooledRetriever
 from components.signature import Classifier, Embeddings, Labels, Mixture, Signature, Statistics, Support
 from components.signature_files import write_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
@@ -62,10 +61,8 @@ def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], head:
     train, val = h["train"], h["val"]
     found = fit_witnesses(train, labels["train"], classes, head)
     spread = spreads(found, val if len(val) else train)
-    said, trunk_width = None, train.shape[1] - head.weight.shape[1]
-    if trunk_width:
-        alone = PooledRetriever.fit([Statistics.fit(train[:, :trunk_width], labels["train"], classes)])
-        said = alone.class_scores(val[:, :trunk_width])
+    has_trunk = train.shape[1] > head.weight.shape[1]
+    said = found[-1].discriminants(val) if has_trunk else None
     temperature = together(found, spread).calibrated(val, labels["val"], said).temperature
     every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
     return replace(together(fit_witnesses(every, all_labels, classes, head), spread), temperature=temperature)
