@@ -22,6 +22,7 @@ from components.io import atomic_folder, read_arrays, read_json, sha256_file, wr
 from components.vision import LoraConfig
 
 Matrix = NDArray[np.float32]
+_PREFIX = "base_model.model."  # of a layer's name in PEFT's files
 LINEAR_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # of a block: what a module adapts
 
 
@@ -180,6 +181,23 @@ def write_module(
     return facts
 
 
+def cut_module(folder: Path, task: str, name: str, vit: Vit, max_rank: int) -> None:
+    """Store the adapter of a stored module once more, as the module `name`, with at most `max_rank` directions."""
+    facts, source = read_json(folder / task / "module.json"), folder / task / "adapter" / "adapter_model.safetensors"
+    arrays = {key: array.astype(np.float32) for key, array in read_arrays(source).items()}
+    layers = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in arrays})
+    whole = {
+        layer: LowRank(arrays[f"{_PREFIX}{layer}.lora_B.weight"], arrays[f"{_PREFIX}{layer}.lora_A.weight"])
+        for layer in layers
+    }
+    updates = {layer: truncate(update, max_rank)[0] for layer, update in whole.items()}
+    rank = max(update.rank for update in updates.values())
+    with atomic_folder(folder / name) as temporary:
+        _write_adapter(temporary / "adapter", updates, vit, rank)
+        digest = sha256_file(temporary / "adapter/adapter_model.safetensors")
+        write_json(temporary / "module.json", facts | {"adapter_sha256": digest, "adapter_rank": rank})
+
+
 def _effective(component: LowRank, past: LowRank | None, s: Matrix | None) -> LowRank:
     if past is None or s is None or not s.any():
         return component
@@ -191,7 +209,7 @@ def _write_adapter(folder: Path, updates: Module, vit: Vit, rank: int) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     for layer, update in updates.items():
         missing = rank - update.rank  # one rank for all layers keeps the adapter loadable by any PEFT version
-        prefix = f"base_model.model.{layer}"
+        prefix = f"{_PREFIX}{layer}"
         # In half precision: half the size, and the update changes by a relative 2^-11.
         arrays[f"{prefix}.lora_A.weight"] = np.pad(update.a, ((0, missing), (0, 0))).astype(np.float16)
         arrays[f"{prefix}.lora_B.weight"] = np.pad(update.b, ((0, 0), (0, missing))).astype(np.float16)

@@ -94,7 +94,7 @@ class Workshop:
 
     def stored_bytes(self, names: Sequence[str]) -> int:
         """Size of the adapters that prediction needs."""
-        files = (self._modules / name / "adapter" / "adapter_model.safetensors" for name in names)
+        files = (self._modules / self._cut(name) / "adapter" / "adapter_model.safetensors" for name in names)
         return sum(file.stat().st_size for file in files)
 
     def fresh_vit(self) -> Vit:
@@ -119,8 +119,16 @@ class Workshop:
         return json.dumps([code, backbone, self.config.backbone.model_dump(), self.config.embedding.depths])
 
     def _name(self, task: TaskData, previous: str, seed: int) -> str:
-        facts = [self._base, self.config.finetune.model_dump(), _digest(task), previous, seed]
+        finetune = self.config.finetune.model_dump(exclude={"max_rank"})
+        facts = [self._base, finetune, _digest(task), previous, seed]
         return f"{task.name}-{sha256_bytes(json.dumps(facts).encode())[:20]}"
+
+    def _cut(self, name: str) -> str:
+        """The module with `finetune.max_rank` directions: it is trained once for any number of them."""
+        cut = f"{name}-{self.config.finetune.max_rank}"
+        if not (self._modules / cut / "module.json").exists():
+            modules.cut_module(self._modules, name, cut, self.fresh_vit(), self.config.finetune.max_rank)
+        return cut
 
     def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
         settings, vit = self.config.finetune, self.fresh_vit()
@@ -131,7 +139,8 @@ class Workshop:
         lesson = train.Lesson(name, vit, trained, learned, held_out, task.classes, settings, seed)
         _, head = train.train(lesson, checkpoints)
         component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
-        modules.write_module(self._modules, name, previous, component, reuse, past, head, vit, settings.max_rank)
+        every = settings.past_budget + settings.rank
+        modules.write_module(self._modules, name, previous, component, reuse, past, head, vit, every)
         checkpoints.clear()
 
     def _classify(self, name: str | None, task: TaskData, served: bool) -> Classifier:
@@ -154,11 +163,12 @@ class Workshop:
         return self._memory[name]
 
     def _tail(self, name: str, images: Images) -> Embeddings:
-        engine = Engine.load(self.fresh_vit(), self._modules, [name])
+        cut = self._cut(name)
+        engine = Engine.load(self.fresh_vit(), self._modules, [cut])
         width = engine.vit.trunk_width
 
         def tail(tokens: Tensor) -> Tensor:
-            return engine.embed(name, tokens, tokens.new_zeros(len(tokens), width))[:, width:]
+            return engine.embed(cut, tokens, tokens.new_zeros(len(tokens), width))[:, width:]
 
         return tail_of(engine.vit, tail, images.tokens)
 

@@ -133,3 +133,21 @@ def test_the_lda_of_a_task_is_the_one_that_is_served(episode: Episode, lab_bench
     classifier = Classifier.fit(task.train.images.h0, task.train.labels, task.classes)
     expected = classifier.log_probabilities(part.images.h0).argmax(axis=1)
     np.testing.assert_array_equal(method.within(part.images, 0), expected)
+
+
+def test_a_module_is_trained_once_and_cut_to_any_rank(episode: Episode, lab_bench: Bench) -> None:
+    whole, images = lab_bench.workshop, episode.test[0].images
+    name = whole.module(episode.tasks[1], whole.module(episode.tasks[0], "base", 0), 0)
+    finetune = whole.config.finetune
+    made, found = set((whole.folder / "modules").iterdir()), {}
+    for rank in (1, finetune.max_rank):
+        config = whole.config.model_copy(update={"finetune": finetune.model_copy(update={"max_rank": rank})})
+        cut = Workshop(whole.root, whole.folder, config)
+        assert cut.module(episode.tasks[1], whole.module(episode.tasks[0], "base", 0), 0) == name
+        found[rank] = cut.embed(name, images)
+        assert cut.stored_bytes([name]) <= whole.stored_bytes([name]) * rank / finetune.max_rank + 4096
+    assert {folder.name for folder in set((whole.folder / "modules").iterdir()) - made} <= {
+        f"{name}-{rank}" for rank in found
+    }
+    np.testing.assert_array_equal(found[finetune.max_rank], whole.embed(name, images))
+    assert np.abs(found[1] - found[finetune.max_rank]).max() > 1e-4

