@@ -37,6 +37,38 @@ def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
         return _svg(figure)
 
 
+def budget_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
+    """accuracy_final against the bytes that are kept of a task: `budget_rows` joined by a line, other methods grey.
+
+    A panel for each stream that has such rows.
+    """
+    with mpl.rc_context(_STYLE):
+        tried = {name: table for name, table in summaries.items() if budget_rows(table).any()}
+        figure = Figure(figsize=(3.4 * len(tried), 3))
+        for number, (stream, table) in enumerate(tried.items(), start=1):
+            axes = figure.add_subplot(1, len(tried), number)
+            ours = budget_rows(table)
+            own = table[ours | ((table["method"] == "intaglio") & (table["variant"] == ""))].sort_values(
+                "bytes_per_task"
+            )
+            rest = table[~table.index.isin(own.index) & (table["variant"] == "")]
+            axes.semilogx(rest["bytes_per_task"] / 2**20, 100 * rest["accuracy_final"], "o", ms=3, color="0.6")
+            axes.semilogx(own["bytes_per_task"] / 2**20, 100 * own["accuracy_final"], "o-", ms=3, lw=1)
+            floor = 100 * own["accuracy_final"].min()
+            axes.set_ylim(floor - 8, 100 * max(own["accuracy_final"].max(), rest["accuracy_final"].max()) + 1)
+            axes.set_title(stream)
+            axes.set_xlabel("MB kept per task")
+            axes.set_ylabel("accuracy_final, %")
+            axes.grid(alpha=0.3)
+        return _svg(figure)
+
+
+def budget_rows(table: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows of a summary are ours with other numbers of directions stored."""
+    named = table["variant"].str.contains("signature.scatter_rank|finetune.max_rank", regex=True)
+    return named & (table["method"] == "intaglio")
+
+
 def theory_figure(theory: Mapping[str, Any]) -> bytes:
     """Left: bound and measured confusion of every pair against its separation. Right: separation against tasks."""
     delta, bound, gaussian, measured = (

@@ -15,7 +15,7 @@ import pandas as pd
 
 from components.errors import IntaglioError
 from components.io import read_json, read_table, write_bytes, write_text
-from components.lab.figures import accuracy_figure, cost_figure, theory_figure
+from components.lab.figures import accuracy_figure, budget_figure, budget_rows, cost_figure, theory_figure
 from components.lab.registry import METHODS
 from components.lab.stream import known_streams, load_stream
 from components.lab.tables import ALL, markdown, method_table, percent, summarise
@@ -41,7 +41,10 @@ def write_results(folder: Path, page: Path) -> list[Path]:
     theories = {path.name.partition(".")[0]: read_json(path) for path in sorted(folder.glob("quality/*.theory.json"))}
     figures: dict[str, bytes] = {}
     if tables:
-        figures["accuracy.svg"] = accuracy_figure({name: summarise(table) for name, table in tables.items()})
+        summaries = {name: summarise(table) for name, table in tables.items()}
+        figures["accuracy.svg"] = accuracy_figure(summaries)
+        if any(budget_rows(summary).any() for summary in summaries.values()):
+            figures["budget.svg"] = budget_figure(summaries)
     figures |= {f"theory-{name}.svg": theory_figure(found) for name, found in theories.items()}
     benches = {name: read_json(path) for name, path in _benches(folder)}
     if "inference" in benches:
@@ -69,6 +72,9 @@ def _quality(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         "or a discriminant that another cell had made before is not counted.\n"
     )
     yield "![accuracy_final of every method on every stream](results/figures/accuracy.svg)\n"
+    if any(budget_rows(table).any() for table in tables.values()):
+        yield "Accuracy against bytes: `signature.scatter_rank` and `finetune.max_rank` varied, other methods grey.\n"
+        yield "![accuracy_final against the bytes kept of a task](results/figures/budget.svg)\n"
     for stream in sorted(tables, key=_declared_order):
         yield from _stream_section(stream, tables[stream])
     used = {method for table in tables.values() for method in table["method"]}

@@ -30,7 +30,7 @@ SETTINGS = {
         "depth": 4,
         "adapted_blocks": 2,
     },
-    "embedding": {"depths": [2, 4]},
+    "embedding": {"depths": [2, 4], "shared": "pixels"},
     "finetune": {"rank": 2, "past_budget": 8, "max_rank": 4, "epochs": 3, "batch_size": 16, "learning_rate": 0.01},
     "signature": {"components": 2, "pca_dims": 4},
     "gates": {"min_accuracy_final": 0.0, "min_retrieval_accuracy": 0.0, "max_forgetting": 1.0, "min_coverage": None},

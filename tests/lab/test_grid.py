@@ -155,6 +155,11 @@ def test_the_page_shows_every_stored_method_with_its_source(
     before = {path: path.read_bytes() for path in written}
     write_results(folder, tmp_path / "results.md")
     assert {path: path.read_bytes() for path in written} == before
+    assert folder / "figures" / "budget.svg" not in written
+    cut = table.head(2).assign(method="intaglio", variant="finetune.max_rank=4")
+    store_rows(folder / "quality" / "small.parquet", cut)
+    assert folder / "figures" / "budget.svg" in write_results(folder, tmp_path / "results.md")
+    assert "figures/budget.svg" in (tmp_path / "results.md").read_text()
     with pytest.raises(IntaglioError, match="folder not found"):
         write_results(tmp_path / "nowhere", tmp_path / "page.md")
 
