@@ -273,14 +273,16 @@ def add(
         Path, typer.Argument(help="One folder of images per class, or train/val/test with such folders.")
     ],
     params: Annotated[Path | None, typer.Option(help="The file to change; default: the project's params.yaml.")] = None,
+    new_stream: Annotated[bool, typer.Option("--new-stream", help="In place of all tasks so far.")] = False,
 ) -> None:
     """Append a folder of images as the next task."""
     from flows.own_task import add_task
     from flows.settings import find_root
 
-    added = add_task(find_root(), name, folder, params)
+    added = add_task(find_root(), name, folder, params, new_stream)
     contents = f"{len(added.classes)} classes, {added.images} images"
-    print(f"task {added.name} follows {added.previous}: {contents} in {added.folder}")
+    place = "begins a new stream" if new_stream else f"follows {added.previous}"
+    print(f"task {added.name} {place}: {contents} in {added.folder}")
     print("next: `intaglio run` does only this task's stages and the shared ones at the end")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from components.config import BASE, TASK_NAME, Config, load_config
+from components.config import BASE, TASK_NAME, Task, load_config
 from components.errors import IntaglioError
 from components.images import IMAGE_SUFFIXES
 from components.io import atomic_file
@@ -30,7 +31,7 @@ class AddedTask:
     images: int
 
 
-def add_task(root: Path, name: str, folder: Path, params: Path | None = None) -> AddedTask:
+def add_task(root: Path, name: str, folder: Path, params: Path | None = None, first: bool = False) -> AddedTask:
     """Append a task to params.yaml; comments and layout of the file stay.
 
     Args:
@@ -38,6 +39,7 @@ def add_task(root: Path, name: str, folder: Path, params: Path | None = None) ->
         name: the task's name.
         folder: one folder of images per class, or `train`, `val` and `test` with such folders in each.
         params: the file to change; default `root/params.yaml`.
+        first: begin a new stream with it, in place of all tasks that the file names.
 
     Raises:
         IntaglioError: the name or the folder will not do; nothing was written.
@@ -45,25 +47,26 @@ def add_task(root: Path, name: str, folder: Path, params: Path | None = None) ->
     params = params or root / "params.yaml"
     config = load_config(params)
     folder = folder.resolve()
-    _check_name(params, config, name)
-    _check_folder(root, config, folder)
+    known = {} if first else config.stream.tasks
+    _check_name(params, known, name)
+    _check_folder(root, known, folder)
     classes = _count_images(folder)
     recorded = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
-    previous = config.tasks[-1]
+    previous = BASE if first else config.tasks[-1]
     _append(params, name, recorded, previous)
     return AddedTask(name, recorded, previous, tuple(sorted(classes)), sum(classes.values()))
 
 
-def _check_name(params: Path, config: Config, name: str) -> None:
+def _check_name(params: Path, known: Mapping[str, Task], name: str) -> None:
     if not re.fullmatch(TASK_NAME, name):
         raise IntaglioError(f"task {name!r}: a name has lower-case letters, digits, '_' and '-' only, at most 63")
     if name == BASE:
         raise IntaglioError(f"task {name!r}: this name stands for the frozen backbone; choose another")
-    if name in config.tasks:
+    if name in known:
         raise IntaglioError(f"task {name!r}: already in {params}; choose another name")
 
 
-def _check_folder(root: Path, config: Config, folder: Path) -> None:
+def _check_folder(root: Path, known: Mapping[str, Task], folder: Path) -> None:
     if not folder.exists():
         raise IntaglioError(f"{folder}: folder not found")
     if not folder.is_dir():
@@ -72,7 +75,7 @@ def _check_folder(root: Path, config: Config, folder: Path) -> None:
         raise IntaglioError(f"{folder}: {FETCHED} is rewritten by the stage `fetch`; keep your images elsewhere")
     if root.is_relative_to(folder):
         raise IntaglioError(f"{folder}: holds the project itself; name the folder of the images")
-    for task, settings in config.stream.tasks.items():
+    for task, settings in known.items():
         if (root / settings.folder).resolve() == folder:
             raise IntaglioError(f"{folder}: is already the folder of task {task!r}")
 
@@ -113,6 +116,10 @@ def _append(params: Path, name: str, folder: str, previous: str) -> None:
     document = yaml.load(text)
     task = CommentedMap(folder=folder, previous=previous)
     task.fa.set_flow_style()
+    if previous == BASE:
+        document["stream"]["tasks"], document["fetch"]["tasks"] = CommentedMap(), []
+        if document["embedding"]["shared"] != BASE:
+            document["embedding"]["shared"] = name
     document["stream"]["tasks"][name] = task
     buffer = io.StringIO()
     yaml.dump(document, buffer)

@@ -48,6 +48,25 @@ def test_a_folder_elsewhere_is_recorded_whole(root: Path, tmp_path: Path) -> Non
     assert add_task(root, "two", images(tmp_path / "more", "a", "b")).previous == "one"
 
 
+@pytest.mark.parametrize(("shared", "expected"), [("digits_low", "birds"), ("base", "base")])
+def test_a_new_stream_begins_with_it_and_nothing_else_changes(root: Path, shared: str, expected: str) -> None:
+    params = root / "params.yaml"
+    params.write_text(params.read_text().replace("shared: digits_low", f"shared: {shared}"))
+    before = load_config(params)
+    added = add_task(root, "birds", images(root / "birds", "crow", "owl"), first=True)
+    after = load_config(params)
+    assert (added.previous, after.tasks, after.fetch.tasks, after.embedding.shared) == (
+        "base",
+        ("birds",),
+        (),
+        expected,
+    )
+    same = set(type(before).model_fields) - {"stream", "fetch", "embedding"}
+    assert after.model_dump(include=same) == before.model_dump(include=same)
+    assert params.read_text().count("# ") > 30  # the comments
+    assert add_task(root, "cars", images(root / "cars", "a", "b")).previous == "birds"
+
+
 def test_split_folders_count_each_class_once(root: Path, tmp_path: Path) -> None:
     images(tmp_path / "s" / "train", "a", "b")
     images(tmp_path / "s" / "test", "a", "b")
