@@ -65,6 +65,7 @@ def make_project(root: Path) -> Project:
     yaml = YAML()
     params = yaml.load((REPOSITORY / "params.yaml").read_text())
     params["fetch"]["tasks"] = ["first", "second"]
+    params["embedding"]["shared"] = "first"
     params["stream"]["tasks"] = {
         "first": {"folder": "data/raw/first", "previous": "base"},
         "second": {"folder": "data/raw/second", "previous": "first"},
