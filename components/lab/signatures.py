@@ -91,13 +91,14 @@ class PooledClasses:
         return self._fitted
 
     def stored_bytes(self) -> int:
-        """All class means, and one triangle of the pooled scatter; or what a signature's file holds of them."""
+        """All class means; and one triangle of the pooled scatter, or each task's compact one."""
         width = self._tasks[0].means.shape[1] if self._tasks else 0
-        numbers = sum(task.means.size for task in self._tasks)
+        means = 4 * sum(task.means.size for task in self._tasks)
         if self.compact is None:
-            return 4 * (numbers + width * (width + 1) // 2)
-        scatter = self.rank * (2 * width + 4) + 4 * width  # as components/scatter.py stores it
-        return 2 * numbers + len(self._tasks) * scatter
+            return means + 4 * (width * (width + 1) // 2)
+        return means + len(self._tasks) * (
+            self.rank * (2 * width + 4) + 4 * width
+        )  # as components/scatter.py stores it
 
 
 @dataclass
