@@ -135,7 +135,7 @@ def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
-    # By the epoch's number, not drawn: who resumes knows it, and every process does. Likewise the step's.
+    # By the epoch's number, not drawn: who resumes knows it, and every process does. So with the patches.
     tokens, labels = lesson.train.read(lesson.replica.share(rows), len(state.history), lesson.vit.device)
     prefix, seed = lesson.vit.model.num_prefix_tokens, (lesson.seed, state.step)
     kept = kept_tokens(len(rows), tokens.shape[1], prefix, settings.patch_dropout, seed)
@@ -151,7 +151,7 @@ def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
 def kept_tokens(images: int, tokens: int, prefix: int, dropout: float, seed: Sequence[int]) -> Tensor:
     """Which tokens a step sees of each image: the first `prefix`, and a random share 1 - `dropout` of the patches.
 
-    PatchDropout (Liu et al., 2023): a step on half of the patches costs half, and learns as well. At least one stays.
+    PatchDropout (Liu et al., 2023): a step costs what its patches cost. At least one stays.
 
     Returns:
         (images, kept) int64, rising in each row.
