@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from components.backbone import Vit, autocast, load_vit
-from components.config import Config, load_config
+from components.config import BASE, Config, load_config
 from components.embed import BATCH, Embeddings, Pixels, pixel_batches
 from components.engine import embed_pixels
 from components.images import Limits
@@ -252,9 +252,18 @@ def _set_adapter(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixel
 
 
 def _mixed(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> Embeddings:
-    """PEFT's mixed batch: one frozen pass to retrieve, one pass with an adapter name for every image."""
-    with model.disable_adapter():
-        h0 = _backbone(vit, pixels)
+    """PEFT's mixed batch: one frozen pass to retrieve, one pass with an adapter name for every image.
+
+    Where h_0 is seen under a module too, that takes its tail alone a second time.
+    """
+    with torch.inference_mode(), autocast(vit):
+        with model.disable_adapter():
+            tokens, trunk = vit.trunk(pixels)
+            parts = [trunk, vit.tail(tokens)]
+        if predictor.engine.shared != BASE:
+            model.set_adapter(f"m{list(predictor.tasks).index(predictor.engine.shared)}", inference_mode=True)
+            parts.append(vit.tail(tokens))
+        h0 = cast(Embeddings, torch.cat(parts, dim=1).float().numpy())
     found = _find(predictor.finder, h0)
     hooks = cast(Any, model.base_model)._enable_peft_forward_hooks
     with hooks(adapter_names=[f"m{task}" for task in found.task]):

@@ -10,16 +10,23 @@ import pytest
 from components.bench_inference import ENGINES, bench_inference
 from components.bench_retrieval import bench_retrieval, multiply
 from components.certificate import distances
-from components.config import Config
+from components.config import Config, load_config
 from components.io import read_arrays
 from components.machine import peak_memory_of
 from components.predict import Predictor
 from components.retrieve import PooledRetriever
+from components.sign import sign
 from components.signature_files import read_signature
 from components.synthetic import stretch
 
 
-def test_every_engine_is_measured_beside_what_it_answers(learned: Path) -> None:
+@pytest.mark.parametrize("shared", ["base", "low"])
+def test_every_engine_is_measured_beside_what_it_answers(learned: Path, shared: str) -> None:
+    params = learned / "params.yaml"
+    params.write_text(params.read_text().replace("shared: base", f"shared: {shared}"))
+    config = load_config(params)
+    for task in config.tasks if shared != "base" else ():
+        sign(learned, config, task)
     kept: list[int] = []
     found = bench_inference(learned, [2, 5], 16, 1, memory=False, keep=lambda found: kept.append(len(found["rows"])))
     assert kept == [len(ENGINES), 2 * len(ENGINES)]
