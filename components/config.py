@@ -71,7 +71,7 @@ class Cache(_Section):
 class Embedding(_Section):
     """Which blocks' outputs (1-based, CLS and mean of the patches of each) make up h_0 and h_k.
 
-    shared: the task under whose module h_0 is seen, the first one; or BASE: the frozen backbone.
+    shared: the task under whose module h_0 is seen too, the first one; or BASE: under the frozen backbone alone.
     """
 
     depths: Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]

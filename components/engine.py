@@ -47,12 +47,12 @@ class _Segments:
 class _Adapted(nn.Module):
     """A frozen linear layer with the low-rank terms of `slots` modules: a (slots, in, r), b (slots, r, out).
 
-    `shared` (out, in), if any, are its weights under the module that h_0 is seen under too.
+    `shared` (out, in) are its weights under the module that h_0 is seen under too; the frozen ones where there is none.
     """
 
     a: Tensor
     b: Tensor
-    shared: Tensor | None
+    shared: Tensor
 
     def __init__(self, base: nn.Linear, slots: int, rank: int, running: _Segments) -> None:
         super().__init__()
@@ -60,13 +60,13 @@ class _Adapted(nn.Module):
         weight = base.weight  # its dtype and device are theirs too
         self.register_buffer("a", weight.new_zeros(slots, base.in_features, rank), persistent=False)
         self.register_buffer("b", weight.new_zeros(slots, rank, base.out_features), persistent=False)
-        self.register_buffer("shared", None, persistent=False)
+        self.register_buffer("shared", weight.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, in) -> (n, tokens, out)."""
         slots, lengths = self.running.slots, self.running.lengths
         if not slots:
-            weight = self.shared if self.shared is not None and self.running.shared else self.base.weight
+            weight = self.shared if self.running.shared else self.base.weight
             return functional.linear(x, weight, self.base.bias)
         if len(slots) == 1 and lengths[0] >= MERGE_FROM:
             weight = torch.addmm(self.base.weight, self.b[slots[0]].T, self.a[slots[0]].T)
