@@ -73,7 +73,8 @@ def outside(factor: Tensor, basis: Tensor) -> Tensor:
 class AdaptedLinear(nn.Module):
     """A frozen linear layer with a new component of `rank` and the past; its products run in `dtype`.
 
-    At the start B_k = 0 and s = 0: it computes what the frozen layer does.
+    The component is orthogonal to `avoided`: the past, unless somebody asks what that is good for. At the start B_k = 0
+    and s = 0: it computes what the frozen layer does.
     """
 
     weight: Tensor
@@ -83,8 +84,11 @@ class AdaptedLinear(nn.Module):
     basis_a: Tensor
     basis_b: Tensor
 
-    def __init__(self, base: nn.Linear, past: LowRank, rank: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: nn.Linear, past: LowRank, rank: int, dtype: torch.dtype, avoided: LowRank | None = None
+    ) -> None:
         super().__init__()
+        avoided = past if avoided is None else avoided
         device = base.weight.device
         self.a = nn.Parameter(torch.empty(rank, base.in_features))
         self.b = nn.Parameter(torch.zeros(rank, base.out_features))
@@ -95,8 +99,8 @@ class AdaptedLinear(nn.Module):
             "bias": None if base.bias is None else base.bias.detach().to(dtype),
             "old_a": torch.from_numpy(past.a).to(dtype),
             "old_b": torch.from_numpy(past.b.T).to(dtype).contiguous(),
-            "basis_a": torch.from_numpy(orthonormal_basis(past.a.T)),
-            "basis_b": torch.from_numpy(orthonormal_basis(past.b)),
+            "basis_a": torch.from_numpy(orthonormal_basis(avoided.a.T)),
+            "basis_b": torch.from_numpy(orthonormal_basis(avoided.b)),
         }
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
@@ -149,6 +153,7 @@ class Trainable:
 def attach(vit: Vit, past: Module, finetune: Finetune, seed: int) -> Trainable:
     """Put a new component, and the past where there is one, on the last blocks of `vit`.
 
+    `finetune.reuse` and `finetune.orthogonal` say whether the past is carried along, and whether it is avoided.
     At the start the output is the frozen backbone's, up to the rounding of `finetune.precision`.
     """
     torch.manual_seed(seed)
@@ -159,12 +164,14 @@ def attach(vit: Vit, past: Module, finetune: Finetune, seed: int) -> Trainable:
             name = f"blocks.{number}.{kind}"
             base = cast(nn.Linear, vit.model.get_submodule(name))
             none = LowRank(np.zeros((base.out_features, 0), np.float32), np.zeros((0, base.in_features), np.float32))
-            layers[name] = AdaptedLinear(base, past.get(name, none), finetune.rank, dtype)
+            known = past.get(name, none)
+            reused, avoided = known if finetune.reuse else none, known if finetune.orthogonal else none
+            layers[name] = AdaptedLinear(base, reused, finetune.rank, dtype, avoided)
             vit.model.set_submodule(name, layers[name])
         if dtype == torch.bfloat16 and vit.device.type == "cpu":
             # The backward pass of torch's fused attention takes ten times as long in bfloat16 there: measured.
             cast(Any, vit.blocks[number]).attn.fused_attn = False
-    return Trainable(layers, past)
+    return Trainable(layers, past if finetune.reuse else {})
 
 
 def training_dtype(precision: str, device: torch.device) -> torch.dtype:

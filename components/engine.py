@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,7 +25,7 @@ from components.config import BASE
 from components.embed import BATCH, Embeddings, Pixels, Progress
 from components.errors import IntaglioError
 from components.io import read_json, sha256_file
-from components.modules import LINEAR_LAYERS
+from components.modules import LINEAR_LAYERS, read_adapter
 from components.trunk_cache import HalfTokens, Tokens
 
 Indices = NDArray[np.int64]
@@ -191,11 +190,9 @@ class Engine:
 
     def _factors(self, task: str) -> Iterator[tuple[_Adapted, Tensor, Tensor]]:
         """Every layer with the factors a (r, in) and b (out, r) of a stored module."""
-        with safe_open(self.folder / task / "adapter" / "adapter_model.safetensors", framework="pt") as file:
-            for name, layer in self._layers.items():
-                a = file.get_tensor(f"base_model.model.{name}.lora_A.weight")
-                b = file.get_tensor(f"base_model.model.{name}.lora_B.weight")
-                yield layer, a.float(), b.float()
+        updates = read_adapter(self.folder / task)
+        for name, layer in self._layers.items():
+            yield layer, torch.from_numpy(updates[name].a), torch.from_numpy(updates[name].b)
 
 
 def embed_images(

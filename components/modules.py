@@ -134,6 +134,17 @@ def read_head(folder: Path) -> Head:
     return Head(**read_arrays(path))
 
 
+def read_adapter(folder: Path) -> dict[str, LowRank]:
+    """What a module adds to each layer: its stored PEFT adapter, in float32; its sha256 is the caller's to check."""
+    arrays = read_arrays(folder / "adapter" / "adapter_model.safetensors")
+    layers = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in arrays})
+
+    def factor(layer: str, name: str) -> Matrix:
+        return arrays[f"{_PREFIX}{layer}.lora_{name}.weight"].astype(np.float32)
+
+    return {layer: LowRank(factor(layer, "B"), factor(layer, "A")) for layer in layers}
+
+
 def write_module(
     folder: Path,
     task: str,
@@ -183,13 +194,7 @@ def write_module(
 
 def cut_module(folder: Path, task: str, name: str, vit: Vit, max_rank: int) -> None:
     """Store the adapter of a stored module once more, as the module `name`, with at most `max_rank` directions."""
-    facts, source = read_json(folder / task / "module.json"), folder / task / "adapter" / "adapter_model.safetensors"
-    arrays = {key: array.astype(np.float32) for key, array in read_arrays(source).items()}
-    layers = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in arrays})
-    whole = {
-        layer: LowRank(arrays[f"{_PREFIX}{layer}.lora_B.weight"], arrays[f"{_PREFIX}{layer}.lora_A.weight"])
-        for layer in layers
-    }
+    facts, whole = read_json(folder / task / "module.json"), read_adapter(folder / task)
     updates = {layer: truncate(update, max_rank)[0] for layer, update in whole.items()}
     rank = max(update.rank for update in updates.values())
     with atomic_folder(folder / name) as temporary:

@@ -201,6 +201,8 @@ def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Te
     settings = lesson.settings
     with autocast(lesson.vit):
         logits = head(lesson.vit.tail(tokens))
+        if settings.margin:  # a clear lead is asked for (as in CosFace, Wang et al., 2018, on plain logits)
+            logits = logits - settings.margin * functional.one_hot(labels, lesson.classes)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
     for s in lesson.trained.scales():
         loss = loss + settings.l1 * s.abs().sum() + settings.l2 * s.square().sum()
@@ -239,10 +241,10 @@ def _too_large(lesson: Lesson) -> IntaglioError:
 def _check_learned(lesson: Lesson, history: list[Epoch]) -> None:
     """Refuse a module from a training that diverged: all its epochs are then noise, the best one included.
 
-    The head starts at zero, so the loss starts at log(classes), what a guess has. A rate that is merely high brings it
-    below that in the end, when the schedule has lowered it.
+    The head starts at zero, so the loss starts at what a guess has, log(classes) where no margin is asked for. A rate
+    that is merely high brings it below that in the end, when the schedule has lowered it.
     """
-    guess, last = math.log(lesson.classes), history[-1]
+    guess, last = _loss_of_a_guess(lesson), history[-1]
     if last.train_loss > _DIVERGED * guess:
         settings = lesson.settings
         raise IntaglioError(
@@ -255,6 +257,13 @@ def _check_learned(lesson: Lesson, history: list[Epoch]) -> None:
             f"warning: task {lesson.task!r}: the loss never fell below a guess's ({guess:.3g}); see its curve",
             flush=True,
         )
+
+
+def _loss_of_a_guess(lesson: Lesson) -> float:
+    """Of equal logits, label smoothing and margin m included: log(1 + (C - 1) e^m) - m * smoothing * (C - 1) / C."""
+    others, margin = lesson.classes - 1, lesson.settings.margin
+    excess = math.log1p(others * math.exp(margin))
+    return excess - margin * lesson.settings.label_smoothing * others / lesson.classes
 
 
 def _not_finite(lesson: Lesson, epoch: int, step: int) -> IntaglioError:

@@ -97,6 +97,21 @@ def test_a_trained_component_stays_outside_the_past(vit: Vit, config: Config) ->
         assert np.abs(past[name].a @ new.a.T).max() <= 1e-4 * np.linalg.norm(past[name].a) * np.linalg.norm(new.a)
 
 
+@pytest.mark.parametrize(("reuse", "orthogonal"), [(True, False), (False, True), (False, False)])
+def test_the_past_may_be_left_out_and_need_not_be_avoided(
+    vit: Vit, config: Config, reuse: bool, orthogonal: bool
+) -> None:
+    past = past_of(vit, 6)
+
+    settings = config.finetune.model_copy(update={"reuse": reuse, "orthogonal": orthogonal})
+    trained = attach(vit, past, settings, seed=0)
+    name, new = next(iter(trained.component().items()))
+    assert set(trained.reuse(0.0)) == (set(past) if reuse else set())
+    assert len(trained.scales()) == (len(past) if reuse else 0)
+    overlap = np.abs(past[name].a @ new.a.T).max() / np.linalg.norm(past[name].a) / np.linalg.norm(new.a)
+    assert (overlap < 1e-5) == orthogonal
+
+
 @pytest.mark.parametrize(
     ("precision", "device", "expected"),
     [

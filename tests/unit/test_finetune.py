@@ -18,6 +18,7 @@ from components.config import Config
 from components.errors import IntaglioError
 from components.finetune import finetune
 from components.io import read_json, sha256_file
+from components.manifest import read_manifest
 from components.modules import read_component
 from components.train import kept_tokens, rate
 
@@ -61,6 +62,18 @@ def test_a_small_rank_budget_is_kept_and_its_error_recorded(learned: Path, confi
     figures = read_json(learned / "reports/finetune/high.json")
     assert figures["adapter_rank"] == 4
     assert 0 < figures["truncation_error"] < 1
+
+
+def test_a_margin_is_asked_of_the_right_class(learned: Path, config: Config) -> None:
+    update = {"margin": 5.0, "learning_rate": 1e-9, "head_learning_rate": 1e-9, "label_smoothing": 0.2, "epochs": 1}
+    finetune(learned, config.model_copy(update={"finetune": config.finetune.model_copy(update=update)}), "high")
+    history = pd.read_csv(learned / "reports/finetune/high.csv")
+    classes = read_manifest(learned, "high")["label"].nunique()
+    logits = torch.zeros(classes)  # of a head that has learned nothing
+    logits[0] -= 5.0
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(0), label_smoothing=0.2)
+    assert history["train_loss"][0] == pytest.approx(float(wanted), rel=1e-3)
+    assert history["val_loss"][0] == pytest.approx(np.log(classes), rel=1e-3)
 
 
 def test_a_loss_that_explodes_is_reported_before_anything_is_written(learned: Path, config: Config) -> None:
