@@ -283,7 +283,8 @@ def add(
     contents = f"{len(added.classes)} classes, {added.images} images"
     place = "begins a new stream" if new_stream else f"follows {added.previous}"
     print(f"task {added.name} {place}: {contents} in {added.folder}")
-    print("next: `intaglio run` does only this task's stages and the shared ones at the end")
+    only = "" if new_stream else " does only this task's stages and the shared ones at the end"
+    print(f"next: `intaglio run`{only}")
 
 
 @tasks.command(name="list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL import Image
 from components.checks import INDEX_COLUMNS
 from components.config import Config, Stream, Task
 from components.errors import IntaglioError
+from components.evaluate import evaluate
 from components.finetune import finetune
 from components.io import read_json, write_table
 from components.manifest import ingest
@@ -90,6 +92,16 @@ def test_images_of_6000_by_4000(bench: Bench) -> None:
         path.unlink()
     bench.learn()
     bench.check_good(classes=2)
+
+
+def test_many_classes_of_few_images(bench: Bench) -> None:
+    """INTAGLIO_CLASSES=10000 pytest -s -k many_classes --timeout 3600 is the long form: ten minutes, 3 GB."""
+    classes = int(os.environ.get("INTAGLIO_CLASSES", "150"))
+    bench.images({"train": 2, "val": 1, "test": 1}, classes)
+    bench.learn()
+    evaluate(bench.root, bench.config)
+    assert len(read_signature(bench.root / "models/signatures", "odd").classes) == classes
+    assert read_json(bench.root / "reports/metrics.json")["accuracy_final"] > 0.5
 
 
 def test_one_class_is_refused_before_anything_is_learned(bench: Bench) -> None:
