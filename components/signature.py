@@ -18,7 +18,7 @@ from sklearn.mixture import BayesianGaussianMixture
 
 from components.config import Signature as Settings
 from components.conformal import Calibration
-from components.scatter import CompactScatter, Scatter, dense, shrunk_covariance
+from components.scatter import CompactScatter, Scatter, dense, from_int8, in_int8, shrunk_covariance
 
 Embeddings = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -123,11 +123,11 @@ class Mixture:
     def rounded(self) -> Mixture:
         """The same with every number as files keep it, so that what is stored is exactly what was calibrated.
 
-        The axes in float16, all else in float32.
+        The axes in int8, all else in float32.
         """
         arrays = (self.weights, self.means, self.variances, self.center, np.array(self.noise))
         weights, means, variances, center, noise = (x.astype(np.float32).astype(np.float64) for x in arrays)
-        axes = self.axes.astype(np.float16).astype(np.float64)
+        axes = from_int8(*in_int8(self.axes))
         return Mixture(weights, means, variances, center, axes, float(noise))
 
     def log_density(self, h: Embeddings) -> Vector:

@@ -8,7 +8,7 @@ import numpy as np
 
 from components.conformal import Calibration
 from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
-from components.scatter import CompactScatter, dense
+from components.scatter import CompactScatter, dense, from_int8, in_int8
 from components.signature import Classifier, Mixture, Signature, Statistics, Support
 
 
@@ -21,7 +21,7 @@ def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> No
         write_arrays(temporary / "shared.safetensors", means | scatter.to_arrays())
         write_arrays(temporary / "mixture.safetensors", _mixture_arrays(mixture))
         # In the space of the embeddings, for people to look at.
-        centroids: Arrays = {"centroids": mixture.centroids.astype(np.float32), "weights": mixture.weights}
+        centroids: Arrays = {"centroids": mixture.centroids.astype(np.float16), "weights": mixture.weights}
         write_arrays(temporary / "centroids.safetensors", centroids)
         write_support(temporary / "support.safetensors", signature.support)
         if signature.trunk_support:
@@ -80,7 +80,7 @@ def read_support(path: Path) -> Support:
 
 
 def _mixture_arrays(mixture: Mixture) -> Arrays:
-    """The axes, nearly all of a mixture, in float16; `Mixture.rounded` has no more digits either."""
+    """The axes, nearly all of a mixture, in int8; `Mixture.rounded` has no more digits either."""
     arrays = {
         "weights": mixture.weights,
         "means": mixture.means,
@@ -89,13 +89,17 @@ def _mixture_arrays(mixture: Mixture) -> Arrays:
         "noise": np.array([mixture.noise]),
     }
     single: Arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return single | {"axes": mixture.axes.astype(np.float16)}
+    axes, step = in_int8(mixture.axes)
+    return single | {"axes": axes, "axes_step": step}
 
 
 def _mixture(arrays: Arrays) -> Mixture:
-    weights, means, variances, center, axes, noise = (
-        arrays[name].astype(np.float64) for name in ("weights", "means", "variances", "center", "axes", "noise")
+    weights, means, variances, center, noise = (
+        arrays[name].astype(np.float64) for name in ("weights", "means", "variances", "center", "noise")
     )
+    axes = arrays["axes"]
+    # Models that were registered before axes were int8 have them in float16, as they are.
+    axes = from_int8(axes, arrays["axes_step"]) if "axes_step" in arrays else axes.astype(np.float64)
     return Mixture(weights, means, variances, center, axes, float(noise[0]))
 
 

@@ -68,10 +68,11 @@ def test_a_synthetic_task_is_a_real_one_elsewhere(learned: Path, config: Config,
     inside = [np.linalg.norm(s.statistics.means - s.statistics.means[0], axis=1) for s in (real, moved)]
     np.testing.assert_allclose(inside[0], inside[1], rtol=1e-4)
     assert np.linalg.norm(real.statistics.means - moved.statistics.means) > 1
-    # A point amid the moved support is as typical of the moved task as its image is of the real one.
+    # A point amid the moved support is as typical of the moved task as its image is of the real one, but for the
+    # rounding of the moved axes.
     here, there = (s.support.mixture.centroids.astype(np.float32) for s in (real, moved))
     np.testing.assert_allclose(
-        real.support.mixture.log_density(here), moved.support.mixture.log_density(there), rtol=1e-3
+        real.support.mixture.log_density(here), moved.support.mixture.log_density(there), rtol=1e-2
     )
     folders = [
         tmp_path / "models/modules" / task / "adapter/adapter_model.safetensors" for task in ("low", "synthetic-4")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.retrieve import PooledRetriever
-from components.scatter import CompactScatter
+from components.scatter import CompactScatter, from_int8, in_int8
 from components.signature import Statistics
 
 
@@ -27,6 +27,34 @@ def test_it_is_a_scatter_with_the_same_diagonal(seed: int, images: int, width: i
     # Where rounding overshoots, the diagonal is the rounded one: never lower, at most by the rounding.
     np.testing.assert_allclose(np.diag(matrix), np.diag(scatter), atol=0.03 * scale)
     assert (np.diag(matrix) >= np.diag(scatter) - 1e-5 * scale).all()
+
+
+@given(seed=st.integers(0, 999), rows=st.integers(1, 6), width=st.integers(1, 30), scale=st.sampled_from([0, 1e-3, 50]))
+def test_int8_rows_are_half_a_step_away_and_stay_where_they_are(seed: int, rows: int, width: int, scale: float) -> None:
+    x = np.random.default_rng(seed).normal(size=(rows, width)) * scale
+    whole, step = in_int8(x)
+    rounded = from_int8(whole, step)
+    assert (np.abs(rounded - x) <= 0.501 * step[:, None]).all()
+    np.testing.assert_array_equal(from_int8(*in_int8(rounded)), rounded)
+
+
+def test_only_directions_whose_rounding_would_count_are_kept_in_more_than_a_byte() -> None:
+    width, rank = 400, 40
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0]
+    energy = np.concatenate([np.geomspace(2e3, 1, rank), np.full(width - rank, 0.1)])  # as steep as embeddings
+    scatter = (basis * energy) @ basis.T
+    compact = CompactScatter.of(scatter, rank)
+    assert 0 < len(compact.major) < rank // 2
+    assert len(compact.major) + len(compact.minor) == rank
+    # What tells classes apart are distances in the inverse: these are kept, and would not be with bytes alone.
+    x = np.random.default_rng(1).normal(size=(50, width)) @ (basis * np.sqrt(energy)).T
+    whole, step = in_int8(basis.T[:rank])
+    coarse = (from_int8(whole, step).T * energy[:rank]) @ from_int8(whole, step)
+    coarse[np.diag_indices(width)] += np.maximum(np.diag(scatter) - np.diag(coarse), 0)
+    distances = [np.einsum("nd,nd->n", x, np.linalg.solve(s, x.T).T) for s in (scatter, compact.matrix(), coarse)]
+    error = [np.abs(found / distances[0] - 1).mean() for found in distances[1:]]
+    assert error[0] < 0.15
+    assert error[1] > 2 * error[0]
 
 
 @given(seed=st.integers(0, 999), width=st.integers(2, 24))
