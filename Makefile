@@ -18,7 +18,8 @@ test: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+		--cov --cov-report=term --cov-fail-under=90
 
 crash: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash.random_kills --runs 110 --flows 10
