@@ -77,7 +77,7 @@ def _adapted(
 
 def _base(workshop: Workshop, seed: int, settings: Settings) -> Signature:
     """As served where `embedding.shared` is base."""
-    return PooledClasses(compact=workshop.compact_statistics, rank=workshop.config.signature.scatter_rank)
+    return PooledClasses(compact=workshop.compact_statistics)
 
 
 def _served(workshop: Workshop, seed: int, settings: Settings) -> Signature:
@@ -88,7 +88,7 @@ def _served(workshop: Workshop, seed: int, settings: Settings) -> Signature:
         first.learn(task)
         return workshop.compact_statistics(task, first.name)
 
-    return PooledClasses(first.embed, compact, workshop.config.signature.scatter_rank)
+    return PooledClasses(first.embed, compact)
 
 
 def _trunk_of(served: PooledClasses) -> PooledClasses:
@@ -97,7 +97,7 @@ def _trunk_of(served: PooledClasses) -> PooledClasses:
     def compact(task: TaskData) -> Statistics:
         return served.statistics(task).first(task.train.images.corpus.trunk_width)
 
-    return PooledClasses(trunk_part, compact, served.rank)
+    return PooledClasses(trunk_part, compact)
 
 
 _SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": own} for own in (1e-4, 1e-3, 1e-2, 0.1, 0.3)))

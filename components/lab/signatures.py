@@ -18,6 +18,7 @@ from components.lab.corpus import Images
 from components.lab.episode import TaskData
 from components.lab.method import Embed
 from components.retrieve import LinearRetriever, PooledRetriever
+from components.scatter import CompactScatter
 from components.signature import Classifier, Embeddings, Matrix, Mixture, Statistics
 
 
@@ -56,12 +57,11 @@ def last_part(images: Images) -> Embeddings:
 class PooledClasses:
     """Class means with one within-class covariance pooled over all tasks (components/retrieve.py).
 
-    `compact` makes a task's scatter one of `rank` directions and a diagonal, as it is served; None: all of it is kept.
+    `compact` gives a task's statistics with a compact scatter, as they are served; None: all of it is kept.
     """
 
     view: View = whole
     compact: Callable[[TaskData], Statistics] | None = None
-    rank: int = 0
     _tasks: list[Statistics] = field(default_factory=list)
     _fitted: LinearRetriever | None = None  # as it is served
 
@@ -91,14 +91,13 @@ class PooledClasses:
         return self._fitted
 
     def stored_bytes(self) -> int:
-        """All class means; and one triangle of the pooled scatter, or each task's compact one."""
+        """All class means; and one triangle of the pooled scatter, or each task's compact one, as files keep them."""
+        means = sum(task.means.size for task in self._tasks)
+        compact = [task.scatter for task in self._tasks if isinstance(task.scatter, CompactScatter)]
+        if compact:
+            return 2 * means + sum(array.nbytes for scatter in compact for array in scatter.to_arrays().values())
         width = self._tasks[0].means.shape[1] if self._tasks else 0
-        means = 4 * sum(task.means.size for task in self._tasks)
-        if self.compact is None:
-            return means + 4 * (width * (width + 1) // 2)
-        return means + len(self._tasks) * (
-            self.rank * (2 * width + 4) + 4 * width
-        )  # as components/scatter.py stores it
+        return 4 * (means + width * (width + 1) // 2)
 
 
 @dataclass
