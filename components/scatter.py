@@ -15,6 +15,8 @@ Matrix = NDArray[np.float64]
 
 SHRINK = 5.0  # times the odds that OAS gives to the target
 _DISPLACED = 0.1  # energy that rounding may displace, as a share of what a direction that is not kept has
+_NONE = 1e-9  # of the strongest direction's energy: rounding errors of the decomposition
+_SHRUNK = 0.005  # of the mean energy: shrinkage gives every direction more than that, or S is of very many images
 
 
 def shrunk_covariance(scatter: Matrix, freedom: float) -> Matrix:
@@ -70,14 +72,15 @@ class CompactScatter:
 
     @classmethod
     def of(cls, scatter: Matrix, rank: int) -> CompactScatter:
-        """With the `rank` leading eigenvectors of a positive semi-definite scatter (d, d); all where d <= rank."""
+        """With the `rank` leading eigenvectors of a positive semi-definite scatter (d, d) that have any energy."""
         width = len(scatter)
         energy, vectors = eigh(scatter, subset_by_index=[max(0, width - rank), width - 1])
-        energy, directions = np.maximum(energy[::-1], 0), vectors.T[::-1]
+        kept = energy > _NONE * max(float(energy[-1]), 0.0)
+        energy, directions = energy[kept][::-1].copy(), vectors.T[kept][::-1]
         whole, step = in_int8(directions)
         displaced = energy * ((from_int8(whole, step) - directions) ** 2).sum(axis=1)
-        left_out = max(float(np.trace(scatter) - energy.sum()), 0.0) / width  # of a direction that is not kept
-        strong = np.flatnonzero(displaced > _DISPLACED * left_out)
+        mean, left_out = np.trace(scatter) / width, (np.trace(scatter) - energy.sum()) / width
+        strong = np.flatnonzero(displaced > _DISPLACED * max(left_out, _SHRUNK * mean))
         count = int(strong[-1]) + 1 if len(strong) else 0
         major, minor = np.ascontiguousarray(directions[:count]).astype(np.float16), whole[count:]
         energy[count:] *= step[count:].astype(np.float64) ** 2

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components.io import read_arrays, write_arrays
 from components.retrieve import PooledRetriever
 from components.scatter import CompactScatter, from_int8, in_int8
 from components.signature import Statistics
@@ -55,6 +59,17 @@ def test_only_directions_whose_rounding_would_count_are_kept_in_more_than_a_byte
     error = [np.abs(found / distances[0] - 1).mean() for found in distances[1:]]
     assert error[0] < 0.15
     assert error[1] > 2 * error[0]
+
+
+@pytest.mark.parametrize("images", [0, 20])
+def test_no_more_directions_than_images_are_kept(images: int, tmp_path: Path) -> None:
+    scatter = scatter_of(0, images, 300)
+    compact = CompactScatter.of(scatter, 128)
+    assert len(compact.major) + len(compact.minor) == images
+    np.testing.assert_allclose(compact.matrix(), scatter, atol=0.02 * scatter.max(initial=1e-9))
+    write_arrays(tmp_path / "scatter.safetensors", compact.to_arrays())
+    again = CompactScatter.from_arrays(read_arrays(tmp_path / "scatter.safetensors"))
+    np.testing.assert_array_equal(again.matrix(), compact.matrix())
 
 
 @given(seed=st.integers(0, 999), width=st.integers(2, 24))
