@@ -262,7 +262,7 @@ def _check_learned(lesson: Lesson, history: list[Epoch]) -> None:
 def _loss_of_a_guess(lesson: Lesson) -> float:
     """Of equal logits, label smoothing and margin m included: log(1 + (C - 1) e^m) - m * smoothing * (C - 1) / C."""
     others, margin = lesson.classes - 1, lesson.settings.margin
-    excess = math.log1p(others * math.exp(margin))
+    excess = margin + math.log(math.exp(-margin) + others)  # no margin is too large for it
     return excess - margin * lesson.settings.label_smoothing * others / lesson.classes
 
 

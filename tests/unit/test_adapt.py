@@ -102,7 +102,6 @@ def test_the_past_may_be_left_out_and_need_not_be_avoided(
     vit: Vit, config: Config, reuse: bool, orthogonal: bool
 ) -> None:
     past = past_of(vit, 6)
-
     settings = config.finetune.model_copy(update={"reuse": reuse, "orthogonal": orthogonal})
     trained = attach(vit, past, settings, seed=0)
     name, new = next(iter(trained.component().items()))

@@ -72,7 +72,7 @@ def test_a_synthetic_task_is_a_real_one_elsewhere(learned: Path, config: Config,
     # rounding of the moved axes.
     here, there = (s.support.mixture.centroids.astype(np.float32) for s in (real, moved))
     np.testing.assert_allclose(
-        real.support.mixture.log_density(here), moved.support.mixture.log_density(there), rtol=1e-2
+        real.support.mixture.log_density(here), moved.support.mixture.log_density(there), rtol=4e-3
     )
     folders = [
         tmp_path / "models/modules" / task / "adapter/adapter_model.safetensors" for task in ("low", "synthetic-4")
