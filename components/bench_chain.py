@@ -77,10 +77,11 @@ def _measure(lesson: Lesson, fresh: Callable[[], Vit], folder: Path, numbers: Se
 
 
 def _shortened(lesson: Lesson, steps: int) -> Lesson:
-    """The same with as many images in either split as so many batches hold, where there are as many."""
+    """The same in one epoch, with as many images in either split as so many batches hold, where there are as many."""
     images = steps * lesson.settings.batch_size
     train = Split(lesson.train.tokens, lesson.train.labels[:images])
-    return replace(lesson, train=train, val=Split(lesson.val.tokens, lesson.val.labels[:images]))
+    val = Split(lesson.val.tokens, lesson.val.labels[:images])
+    return replace(lesson, train=train, val=val, settings=lesson.settings.model_copy(update={"epochs": 1}))
 
 
 def _attached(lesson: Lesson, vit: Vit, folder: Path, number: int) -> Lesson:

@@ -1,8 +1,8 @@
 """What an epoch of fine-tuning costs: ours with and without the trunk's cache, and the PEFT loop a user would write.
 
 Every way learns the same images in the same batches with the same optimizer, schedule, head and loss, and validates
-after each epoch on whole images; the rivals have the images decoded in memory. The ways take turns, an epoch each, so
-that a busy machine slows all of them alike. Memory is measured in a fresh process each.
+after the same epochs on whole images; the rivals have the images decoded in memory. The ways take turns, an epoch
+each, so that a busy machine slows all of them alike. Memory is measured in a fresh process each.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from components.images import Limits
 from components.machine import cpu_name, peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.modules import LINEAR_LAYERS
-from components.train import Lesson, Split, rate, train_epoch
+from components.train import Lesson, Split, rate, train_epoch, validated_in
 from components.training_state import TrainingState
 from components.trunk_cache import HalfTokens, Rows, Tokens, TrunkCache, trunk_outputs
 from components.vision import LoraConfig, PatchDropout, get_peft_model
 
 WAYS = ("cached", "uncached", "peft_same_blocks", "peft_patch_dropout", "peft_all_blocks", "frozen_forward")
 Row = dict[str, Any]
-Epoch = Callable[[], float]  # trains for one epoch and validates; returns the loss on validation
+Epoch = Callable[[], float]  # trains for one epoch; returns the loss on validation, NaN where none was due
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def bench_train(
         root: a project with models/backbone, data/ and params.yaml.
         blocks: the last ones, m, which carry modules.
         images: to train on, at most.
-        epochs: of every way; the figures are medians of those after the first.
+        epochs: of every way; the figures are of those after the first.
         tasks: t of the last task whose cost is measured; 0: none.
         memory: whether to measure peak memory, one fresh process for each way.
     """
@@ -166,17 +166,23 @@ def _measure(setting: Setting, scratch: Path, epochs: int) -> list[Row]:
             losses[way].append(epoch())
             spent = time.perf_counter() - start
             seconds[way] = [seconds[way][0] + spent] if number == 0 else [*seconds[way], spent]
-    images = len(setting.train.labels)
+    images, every = len(setting.train.labels), setting.finetune.validate_every
+    epoch_seconds = {way: _typical(spent[1:] or spent, every) for way, spent in seconds.items()}
     return [
         {
             "method": way,
-            "images_per_second": round(images / statistics.median(seconds[way][1:] or seconds[way]), 2),
-            "epoch_seconds": round(statistics.median(seconds[way][1:] or seconds[way]), 4),
+            "images_per_second": round(images / epoch_seconds[way], 2),
+            "epoch_seconds": round(epoch_seconds[way], 4),
             "first_epoch_seconds": round(seconds[way][0], 4),
             "loss": None if math.isnan(losses[way][-1]) else round(losses[way][-1], 4),
         }
         for way in WAYS
     ]
+
+
+def _typical(seconds: list[float], every: int) -> float:
+    """Of an epoch: the mean of the medians of those with a validation, every `every`-th, and of the others."""
+    return statistics.mean(statistics.median(seconds[turn::every]) for turn in range(min(every, len(seconds))))
 
 
 def way_of(way: str, setting: Setting, scratch: Path) -> Epoch:
@@ -236,6 +242,7 @@ def _peft(setting: Setting, blocks: int, dropout: float = 0.0) -> Epoch:
     count = len(setting.train.labels)
     steps = math.ceil(count / settings.batch_size) * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, settings.warmup_fraction))
+    number = 0
 
     def loss_of(rows: NDArray[np.int64], images: Images, smoothing: float) -> Tensor:
         with autocast(vit):
@@ -243,7 +250,8 @@ def _peft(setting: Setting, blocks: int, dropout: float = 0.0) -> Epoch:
         return functional.cross_entropy(logits, images.labels[rows].to(vit.device), label_smoothing=smoothing)
 
     def epoch() -> float:
-        total = 0.0
+        nonlocal number
+        number += 1
         patch_drop.train()
         for batch in torch.randperm(count, generator=random).split(settings.batch_size):
             loss = loss_of(batch.numpy(), setting.train, settings.label_smoothing)
@@ -253,6 +261,9 @@ def _peft(setting: Setting, blocks: int, dropout: float = 0.0) -> Epoch:
             optimizer.step()
             schedule.step()
         patch_drop.eval()
+        if not validated_in(number, settings):
+            return math.nan
+        total = 0.0
         with torch.no_grad():
             for batch in torch.arange(len(setting.val.labels)).split(settings.batch_size):
                 total += loss_of(batch.numpy(), setting.val, 0.0).item() * len(batch)

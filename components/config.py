@@ -82,8 +82,9 @@ class Finetune(_Section):
     """One task's module and its training loop.
 
     Epochs see the `views` of an image in turn (components/augment.py), a step all of its patches but for a random share
-    `patch_dropout`; the right class is asked to lead by `margin`. `reuse`, `orthogonal`: whether a new module may use
-    the past, and must avoid it; there to be switched off where that is in question.
+    `patch_dropout`; the right class is asked to lead by `margin`. Every `validate_every`-th epoch is validated, counted
+    from the last one. `reuse`, `orthogonal`: whether a new module may use the past, and must avoid it; there to be
+    switched off where that is in question.
     """
 
     rank: Positive
@@ -103,6 +104,7 @@ class Finetune(_Section):
     patience: Positive
     views: Positive = 1
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validate_every: Positive = 1
     margin: Annotated[float, Field(ge=0)] = 0.0
     reuse: bool = True
     orthogonal: bool = True

@@ -95,7 +95,8 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
     progress = Progress(f"finetune {lesson.task}: epochs", settings.epochs, every=0)
     while not _finished(state, settings):
         epoch = train_epoch(lesson, state, checkpoints)
-        progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}, val accuracy {epoch.val_accuracy:.3f}")
+        accuracy = f", val accuracy {epoch.val_accuracy:.3f}" if epoch.validated else ""
+        progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}{accuracy}")
     _check_learned(lesson, state.history)
     state.take_best()
     weight, bias = (parameter.detach().float().cpu().numpy() for parameter in (state.head.weight, state.head.bias))
@@ -106,11 +107,13 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
     done = len(state.history)
     if done in (0, settings.epochs):
         return done > 0
+    if not state.history[-1].validated:
+        return False
     return done - min(state.history, key=merit).epoch >= settings.patience
 
 
 def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
-    """The rest of the epoch that `state` stands in, and its validation."""
+    """The rest of the epoch that `state` stands in, and its validation where one is due."""
     number = len(state.history) + 1
     for rows in _batches(state.order[state.position :], lesson.settings.batch_size):
         loss = _step(lesson, state, rows)
@@ -120,9 +123,12 @@ def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) 
         state.position += len(rows)
         if lesson.replica.rank == 0 and checkpoints.due():
             checkpoints.keep(state.checkpoint())
-    epoch = Epoch(number, state.loss_sum / len(lesson.train), *_validate(lesson, state.head))
-    if not math.isfinite(epoch.val_loss):
-        raise _not_finite(lesson, number, state.step)
+    train_loss, settings = state.loss_sum / len(lesson.train), lesson.settings
+    epoch = Epoch(number, train_loss)
+    if validated_in(number, settings):
+        epoch = Epoch(number, train_loss, *_validate(lesson, state.head))
+        if not math.isfinite(epoch.val_loss):
+            raise _not_finite(lesson, number, state.step)
     state.end_epoch(epoch)
     return epoch
 
@@ -229,6 +235,11 @@ def rate(step: int, steps: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def validated_in(epoch: int, settings: Settings) -> bool:
+    """Whether the epoch, counted from 1, ends with a validation; the last one does."""
+    return (settings.epochs - epoch) % settings.validate_every == 0
 
 
 def _too_large(lesson: Lesson) -> IntaglioError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -15,17 +16,22 @@ from components.io import Arrays
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch reached."""
+    """What one epoch reached; NaN for what nobody looked at."""
 
     epoch: int
     train_loss: float
-    val_loss: float
-    val_accuracy: float
+    val_loss: float = math.nan
+    val_accuracy: float = math.nan
+
+    @property
+    def validated(self) -> bool:
+        """Whether the validation split was asked."""
+        return not math.isnan(self.val_loss)
 
 
 def merit(epoch: Epoch) -> tuple[float, float]:
-    """Smaller is better: accuracy first, loss between equals."""
-    return -epoch.val_accuracy, epoch.val_loss
+    """Smaller is better: accuracy first, loss between equals; an epoch that was not validated comes last."""
+    return (-epoch.val_accuracy, epoch.val_loss) if epoch.validated else (math.inf, math.inf)
 
 
 @dataclass

@@ -28,7 +28,8 @@ backbone: {model: test_vit, weights: tiny.safetensors, sha256: null, image_size:
 embedding: {depths: [2, 4], shared: base}
 finetune: {rank: 3, past_budget: 12, max_rank: 12, l1: 0.0001, l2: 0.0001, reuse_threshold: 0.001, epochs: 3,
            batch_size: 16, learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 0.01, warmup_fraction: 0.1,
-           label_smoothing: 0.1, gradient_clip: 1.0, patience: 2, views: 2, patch_dropout: 0.5, precision: float32}
+           label_smoothing: 0.1, gradient_clip: 1.0, patience: 2, views: 2, patch_dropout: 0.5,
+           validate_every: 2, precision: float32}
 signature: {components: 4, pca_dims: 8, weight_concentration: 0.1, scatter_rank: 32}
 retrieval: {rule: pooled, prediction: hard}
 shortlist: {epsilon: 0.1, cap: 2, early_margin: 5.0, early_p: 0.2, temperature: 10.0}

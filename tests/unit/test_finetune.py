@@ -49,6 +49,8 @@ def test_learning_reports_what_it_did(learned: Path) -> None:
     history = pd.read_csv(learned / "reports/finetune/high.csv")
     assert list(history.columns) == ["epoch", "train_loss", "val_loss", "val_accuracy"]
     assert len(history) == figures["epochs"]
+    assert history["val_loss"].notna().tolist() == [True, False, True]  # every second one, counted from the last
+    assert history["val_accuracy"].isna().equals(history["val_loss"].isna())
     assert history.loc[figures["best_epoch"] - 1, "val_accuracy"] == pytest.approx(figures["val_accuracy"])
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
     assert figures["adapter_rank"] == 9
@@ -117,6 +119,17 @@ def test_every_patch_is_seen_as_often_and_another_step_sees_others() -> None:
     assert np.abs(counts[1:] / 5000 - 0.5).max() < 5 * np.sqrt(0.25 / 5000)
     assert (seen[0] != seen[1]).any()
     assert (seen[0, 0] != seen[0, 1]).any()
+
+
+def test_the_last_epoch_is_validated_and_no_training_ends_before_one_was(learned: Path, config: Config) -> None:
+    # At these rates nothing is learned: the first of equals stays the best.
+    still = {"learning_rate": 1e-30, "head_learning_rate": 1e-30, "weight_decay": 0.0, "patience": 1, "epochs": 8}
+    for every, validated in ((3, [2, 5]), (1, [1, 2]), (10, [8])):
+        finetune_config = config.finetune.model_copy(update=still | {"validate_every": every})
+        finetune(learned, config.model_copy(update={"finetune": finetune_config}), "high")
+        history = pd.read_csv(learned / "reports/finetune/high.csv")
+        assert history["epoch"][history["val_loss"].notna()].tolist() == validated
+        assert read_json(learned / "reports/finetune/high.json")["best_epoch"] == validated[0]
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
