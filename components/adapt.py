@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from components.backbone import Vit
+from components.backbone import Vit, multiplies_bfloat16
 from components.config import Finetune
 from components.modules import LINEAR_LAYERS, LowRank, Matrix, Module, orthonormal_basis
 
@@ -178,10 +178,7 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Of the products with frozen weights; `auto` is bfloat16 where the hardware multiplies it."""
     if precision != "auto":
         return cast(torch.dtype, getattr(torch, precision))
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 def _array(tensor: Tensor) -> Matrix:

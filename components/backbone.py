@@ -33,6 +33,14 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does; a CPU that does not is several times slower at it than in float32."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 @dataclass(frozen=True)
 class Vit:
     """A frozen ViT of `depth` blocks. `model` is timm's; `mean` and `std` are per channel, of pixels in [0, 1].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +14,7 @@ from PIL import Image
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from components.backbone import autocast, choose_device, in_bfloat16, load_vit
+from components.backbone import autocast, choose_device, in_bfloat16, load_vit, multiplies_bfloat16
 from components.bundle import INDEX, RETRIEVAL, verify_bundle
 from components.config import UNKNOWN, Backbone, Data, Embedding, Retrieval, Shortlist
 from components.embed import BATCH, Embeddings, Pixels
@@ -84,6 +85,8 @@ class Predictor:
         backbone = Backbone.model_validate(config["backbone"])
         embedding = Embedding.model_validate(config["embedding"])
         vit = load_vit(bundle / "backbone", backbone, embedding.depths, choose_device(device))
+        if precision == "bf16" and vit.device.type == "cpu" and not multiplies_bfloat16(vit.device):
+            warnings.warn("precision bf16: this processor has no instructions for it, fp32 is faster", stacklevel=2)
         if precision != "auto":
             vit = in_bfloat16(vit) if precision == "bf16" else replace(vit, half=False)
         retrieval = Retrieval.model_validate(config["retrieval"])

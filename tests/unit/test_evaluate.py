@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,6 +175,17 @@ def test_the_best_few_are_ranked(learned: Path, config: Config) -> None:
     assert sorted((p for _, _, p in found.top), reverse=True) == [p for _, _, p in found.top]
     assert math.isclose(sum(p for _, _, p in found.top), found.task_probability, rel_tol=1e-6)
     assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_a_cpu_that_is_slow_at_bfloat16_says_so(learned: Path, monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Predictor.load(learned / "models/bundle", "cpu", "bf16")
+    assert [str(one.message) for one in said if "bf16" in str(one.message)] == (
+        [] if able else ["precision bf16: this processor has no instructions for it, fp32 is faster"]
+    )
 
 
 def test_a_damaged_bundle_is_refused(learned: Path) -> None:
