@@ -99,7 +99,8 @@ class TrainingState:
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
         arrays: Arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        history = [asdict(epoch) for epoch in self.history]
+        # JSON has no NaN: what was not validated is left out.
+        history = [{key: value for key, value in asdict(epoch).items() if value == value} for epoch in self.history]
         return Checkpoint(self.step, arrays, {"position": self.position, "loss_sum": self.loss_sum, "history": history})
 
     @torch.no_grad()
