@@ -18,7 +18,7 @@ from components.modules import Head, read_head
 from components.signature import Classifier, Embeddings, Labels, Mixture, Signature, Statistics, Support
 from components.signature_files import write_signature
 from components.trunk_cache import TrunkCache, trunk_outputs
-from components.witnesses import fit_witnesses, spreads, together
+from components.witnesses import fit_witnesses, together, weigh
 
 
 def sign(root: Path, config: Config, task: str) -> None:
@@ -55,17 +55,17 @@ def sign(root: Path, config: Config, task: str) -> None:
 def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], head: Head, classes: int) -> Classifier:
     """Of the train and the val split together, as val weighs and calibrates a classifier of train alone.
 
-    In use, the pooled discriminants of the trunk are heard beside it. Of them, the temperature knows those of this task
-    alone, which other tasks sharpen later.
+    In use, the pooled discriminants of the trunk are heard beside it. Of them, weights and temperature know those of
+    this task alone, which other tasks sharpen later.
     """
     train, val = h["train"], h["val"]
     found = fit_witnesses(train, labels["train"], classes, head)
-    spread = spreads(found, val if len(val) else train)
     has_trunk = train.shape[1] > head.weight.shape[1]
     said = found[-1].discriminants(val) if has_trunk else None
-    temperature = together(found, spread).calibrated(val, labels["val"], said).temperature
+    factors = weigh(found, val, labels["val"]) if len(val) else weigh(found, train, None)
+    temperature = together(found, factors).calibrated(val, labels["val"], said).temperature
     every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
-    return replace(together(fit_witnesses(every, all_labels, classes, head), spread), temperature=temperature)
+    return replace(together(fit_witnesses(every, all_labels, classes, head), factors), temperature=temperature)
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:

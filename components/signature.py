@@ -26,7 +26,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _MIN_WEIGHT = 1e-3  # components below it were pruned by the Dirichlet process
-_ENOUGH = 1024  # held-out images that fix one temperature; beyond them only the cost would grow
+ENOUGH = 1024  # held-out images that fix one temperature; beyond them only the cost would grow
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Classifier:
         """With the temperature that maximises the likelihood of held-out data (Guo et al., 2017)."""
         if len(h) == 0:
             return self
-        some = slice(None, None, -(-len(h) // _ENOUGH))  # evenly, in whatever order the images come
+        some = slice(None, None, -(-len(h) // ENOUGH))  # evenly, in whatever order the images come
         scores = pooled(self.discriminants(h[some]), None if frozen is None else frozen[some])
         labels = labels[some]
 

@@ -25,7 +25,7 @@ from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
 from components.scatter import CompactScatter, dense
 from components.signature import Classifier, Statistics
-from components.witnesses import fit_witnesses, spreads, together
+from components.witnesses import fit_witnesses, together, weigh
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
 
@@ -151,7 +151,7 @@ class Workshop:
         if not served:  # the trunk's part is the same in all tasks
             return Classifier.fit(h[:, images.corpus.trunk_width :], labels, task.classes)
         found = fit_witnesses(h, labels, task.classes, modules.read_head(self._modules / name))
-        return together(found, spreads(found, self.embed(name, task.val.images)))
+        return together(found, weigh(found, self.embed(name, task.val.images), task.val.labels))
 
     def _remember(self, name: str, images: int, width: int) -> _Memory:
         if name not in self._memory:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from test_signature import clusters
 
 from components.config import Config
@@ -15,13 +19,13 @@ from components.modules import Head, read_head
 from components.sign import sign
 from components.signature import Classifier
 from components.signature_files import read_classifier
-from components.witnesses import fit_witnesses, spreads, together
+from components.witnesses import fit_witnesses, together, weigh
 
 WIDTH, ADAPTED = 10, 6
 
 
-def a_task(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Head]:
-    h, labels = clusters(seed, 4, 40, WIDTH, spread=1.0)
+def a_task(seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, Head]:
+    h, labels = clusters(seed, 4, 40, WIDTH, spread=spread)
     weight = np.random.default_rng(seed).normal(size=(4, ADAPTED)).astype(np.float32)
     return h, labels, Head(weight, np.arange(4, dtype=np.float32))
 
@@ -39,8 +43,54 @@ def test_together_they_say_the_sum_of_what_each_says_in_one_measure() -> None:
     found = fit_witnesses(h, labels, 4, head)
     measured = [centred(scores) / centred(scores).std() for scores in (own, trained, trunk)]
     expected = np.sum(measured, axis=0) * centred(own).std()
-    merged = together(found, spreads(found, h))
+    merged = together(found, weigh(found, h, None))
     np.testing.assert_allclose(centred(merged.discriminants(h)), expected, rtol=1e-5, atol=1e-5)
+
+
+def loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean, in nats, at the best temperature."""
+
+    def at(log_scale: float) -> float:
+        chosen = log_softmax(np.exp(log_scale) * scores, axis=1)[np.arange(len(labels)), labels]
+        return -float(chosen.mean())
+
+    return float(minimize_scalar(at, bounds=(-12, 6), method="bounded", options={"xatol": 1e-8}).fun)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_the_weights_are_those_of_the_smallest_loss_and_pull(seed: int) -> None:
+    every, truths, head = a_task(seed, spread=0.5)
+    h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
+    found = fit_witnesses(h, labels, 4, head)
+    even, factors = (np.array(weigh(found, held_out, known)) for known in (None, truth))
+    said = [centred(witness.discriminants(held_out)) for witness in found]
+
+    def cost(logs: np.ndarray) -> float:  # of the three, the fourth being what stands beside them as it is
+        scores = np.tensordot(even * np.exp(logs), said, axes=1) + said[2]
+        return loss(scores, truth) + 0.1 * float(np.append(logs, 0.0).var())
+
+    logs = np.log(factors / even)
+    assert cost(logs) <= cost(np.zeros(3)) + 1e-6
+    for step in np.vstack([np.eye(3), -np.eye(3)]):  # convex enough: no neighbour is better
+        assert cost(logs) <= cost(logs + 0.05 * step) + 1e-6
+
+
+def test_who_is_right_is_heard_and_who_guesses_is_not() -> None:
+    every, truths, head = a_task()
+    h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
+    own, _, trunk = fit_witnesses(h, labels, 4, head)
+    noise = np.random.default_rng(1).normal(size=(4, WIDTH))
+    witnesses = [own, Classifier(noise, np.zeros(4), 1.0), trunk]
+    even, factors = (np.array(weigh(witnesses, held_out, known)) for known in (None, truth))
+    heard = factors / even
+    assert heard[1] < 0.8 * min(heard[0], heard[2])
+
+
+def test_a_task_of_one_class_hears_all_evenly() -> None:
+    h, _, head = a_task()
+    found = fit_witnesses(h, np.zeros(len(h), np.int64), 1, Head(head.weight[:1], head.bias[:1]))
+    assert np.isfinite(weigh(found, h, np.zeros(len(h), np.int64))).all()
 
 
 def test_a_trunk_without_a_part_in_the_embedding_is_not_heard() -> None:
@@ -53,8 +103,9 @@ def test_a_head_that_learned_nothing_changes_nothing() -> None:
     h, labels, head = a_task()
     silent = Head(np.zeros_like(head.weight), np.zeros_like(head.bias))
     found = fit_witnesses(h[:, -ADAPTED:], labels, 4, silent)
-    merged = together(found, spreads(found, h[:, -ADAPTED:]))
-    np.testing.assert_array_equal(merged.coef, found[0].coef)
+    for known in (None, labels):
+        merged = together(found, weigh(found, h[:, -ADAPTED:], known))
+        np.testing.assert_allclose(merged.coef, found[0].coef, rtol=1e-6)
 
 
 def test_the_signature_hears_the_head_of_its_module(learned: Path, config: Config) -> None:
