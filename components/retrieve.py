@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack, solve_triangular
 from scipy.special import logsumexp
 
 from components.io import Arrays
@@ -34,7 +35,9 @@ class PooledRetriever:
     def fit(cls, tasks: Sequence[Statistics]) -> PooledRetriever:
         """From the statistics of every task so far, in order."""
         means = np.concatenate([statistics.means for statistics in tasks])
-        whitener = np.linalg.inv(np.linalg.cholesky(pooled_covariance(tasks))).T
+        # Of a triangular matrix, which numpy's inv does not know: a fifth of the time in thousands of dimensions.
+        inverse, _ = lapack.dtrtri(np.linalg.cholesky(pooled_covariance(tasks)), lower=1)
+        whitener = np.asarray(inverse, order="C").T
         owner = np.repeat(np.arange(len(tasks)), [len(statistics.means) for statistics in tasks])
         return cls(whitener, means @ whitener, owner)
 
@@ -52,7 +55,7 @@ class PooledRetriever:
         """The same task scores, up to a constant per image, for a cost that does not hold a (d, d) matrix."""
         middle = self.centers.mean(axis=0)  # counted from here, scores are small enough for float32
         around = self.centers - middle
-        origin = np.linalg.solve(self.whitener.T, middle)
+        origin = solve_triangular(self.whitener.T, middle, lower=True)
         offset = -0.5 * (around**2).sum(axis=1)
         coef, offset, origin = (x.astype(np.float32) for x in (around @ self.whitener.T, offset, origin))
         return LinearRetriever(coef, offset, origin, self.owner)
