@@ -65,7 +65,8 @@ def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], head:
     factors = weigh(found, val, labels["val"]) if len(val) else weigh(found, train, None)
     temperature = together(found, factors).calibrated(val, labels["val"], said).temperature
     every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
-    return replace(together(fit_witnesses(every, all_labels, classes, head), factors), temperature=temperature)
+    found = fit_witnesses(every, all_labels, classes, head)
+    return replace(together(found, factors), temperature=temperature).rounded(every.mean(axis=0))
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:

@@ -9,7 +9,15 @@ import numpy as np
 from components.conformal import Calibration
 from components.io import Arrays, atomic_folder, read_arrays, read_json, write_arrays, write_json
 from components.scatter import CompactScatter, dense, from_int8, in_int8
-from components.signature import Classifier, Mixture, Signature, Statistics, Support
+from components.signature import (
+    Classifier,
+    Mixture,
+    Signature,
+    Statistics,
+    Support,
+    from_float16,
+    in_float16,
+)
 
 
 def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> None:
@@ -37,9 +45,9 @@ def write_support(path: Path, support: Support) -> None:
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:
-    """Store a classifier in `folder`."""
-    # Scores are sums over hundreds of coordinates: in float16 they would lose what tells close classes apart.
-    arrays: Arrays = {"coef": classifier.coef.astype(np.float32), "intercept": classifier.intercept}
+    """Store a classifier, `rounded`, in `folder`."""
+    coef, unit = in_float16(classifier.coef)
+    arrays: Arrays = {"coef": coef, "coef_unit": np.array([unit]), "intercept": classifier.intercept}
     write_arrays(folder / "classifier.safetensors", arrays | {"temperature": np.array([classifier.temperature])})
 
 
@@ -106,4 +114,7 @@ def _mixture(arrays: Arrays) -> Mixture:
 def read_classifier(folder: Path) -> Classifier:
     """The classifier of a signature's folder."""
     arrays = read_arrays(folder / "classifier.safetensors")
-    return Classifier(arrays["coef"].astype(np.float64), arrays["intercept"], float(arrays["temperature"][0]))
+    coef = arrays["coef"]
+    # Models that were registered before have them in float32, as they are.
+    coef = from_float16(coef, float(arrays["coef_unit"][0])) if "coef_unit" in arrays else coef.astype(np.float64)
+    return Classifier(coef, arrays["intercept"], float(arrays["temperature"][0]))

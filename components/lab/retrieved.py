@@ -68,5 +68,5 @@ class RetrieveThenClassify:
 
     def stored_bytes(self) -> int:
         """Signatures, modules and classifiers; a witness knows nothing that the signature does not."""
-        classifiers = 4 * sum(own.coef.size + own.intercept.size for own in self._classifiers)
+        classifiers = sum(2 * own.coef.size + 4 * own.intercept.size for own in self._classifiers)
         return self.signature.stored_bytes() + self.modules.stored_bytes() + classifiers

@@ -151,7 +151,8 @@ class Workshop:
         if not served:  # the trunk's part is the same in all tasks
             return Classifier.fit(h[:, images.corpus.trunk_width :], labels, task.classes)
         found = fit_witnesses(h, labels, task.classes, modules.read_head(self._modules / name))
-        return together(found, weigh(found, self.embed(name, task.val.images), task.val.labels))
+        factors = weigh(found, self.embed(name, task.val.images), task.val.labels)
+        return together(found, factors).rounded(h.mean(axis=0))
 
     def _remember(self, name: str, images: int, width: int) -> _Memory:
         if name not in self._memory:

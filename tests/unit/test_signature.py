@@ -20,7 +20,13 @@ from components.retrieve import LinearRetriever, PooledRetriever, choose_task, l
 from components.scatter import SHRINK, dense, shrunk_covariance
 from components.sign import sign
 from components.signature import Classifier, Mixture, Statistics
-from components.signature_files import read_signature, read_support, write_signature
+from components.signature_files import (
+    read_classifier,
+    read_signature,
+    read_support,
+    write_classifier,
+    write_signature,
+)
 
 
 def clusters(seed: int, classes: int, per_class: int, width: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -219,6 +225,39 @@ def test_a_mixture_that_was_stored_with_half_precision_axes_is_still_read(learne
     del arrays["axes_step"]
     write_arrays(path, arrays | {"axes": mixture.axes.astype(np.float16)})
     np.testing.assert_allclose(read_support(path).mixture.axes, mixture.axes, atol=1e-3)
+
+
+@given(st.integers(0, 1000), st.floats(-25, 25))
+def test_rounded_coefficients_lose_little_and_only_once(seed: int, magnitude: float) -> None:
+    random = np.random.default_rng(seed)
+    # As embeddings are: far from the origin, and near each other.
+    h = (30 * random.normal(size=200) + random.normal(size=(50, 200))).astype(np.float32)
+    coef = 2.0**magnitude * random.normal(size=(5, 200))
+    exact = Classifier(coef, random.normal(size=5) * 2.0**magnitude, 1.0)
+    rounded = exact.rounded(h.mean(axis=0))
+    scores = exact.discriminants(h)
+    error = rounded.discriminants(h) - scores
+    naive = h @ (rounded.coef - coef).T
+    assert np.abs(error).max() < 2e-3 * scores.std(axis=0).min()
+    assert np.square(error).mean() < 0.25 * np.square(naive).mean()
+    again = rounded.rounded(h.mean(axis=0))
+    np.testing.assert_array_equal(again.coef, rounded.coef)
+    np.testing.assert_array_equal(again.intercept, rounded.intercept)
+
+
+def test_a_classifier_is_stored_as_it_was_rounded_and_old_ones_are_read(learned: Path, tmp_path: Path) -> None:
+    folder = learned / "models/signatures/low"
+    found = read_classifier(folder)
+    write_classifier(tmp_path, found)
+    again = read_classifier(tmp_path)
+    np.testing.assert_array_equal(again.coef, found.coef)
+    assert read_arrays(tmp_path / "classifier.safetensors")["coef"].dtype == np.float16
+    arrays = read_arrays(folder / "classifier.safetensors")
+    del arrays["coef_unit"]
+    write_arrays(tmp_path / "classifier.safetensors", arrays | {"coef": found.coef.astype(np.float32)})
+    np.testing.assert_allclose(read_classifier(tmp_path).coef, found.coef, rtol=1e-6)
+    silent = Classifier(np.zeros((2, 3)), np.zeros(2), 1.0)
+    assert silent.rounded(np.ones(3)).coef.tolist() == silent.coef.tolist()
 
 
 def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None:
