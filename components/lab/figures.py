@@ -19,15 +19,19 @@ _STYLE |= {"axes.spines.right": False, "figure.constrained_layout.use": True}
 
 
 def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
-    """accuracy_final of every method ± one standard deviation, a panel per stream; uncapped cells, if any."""
+    """accuracy_final of every method ± one standard deviation, a panel per stream; uncapped cells, if any.
+
+    Of a method with several variants, the plainest; a star marks one with settings of its own.
+    """
     with mpl.rc_context(_STYLE):
-        tallest = max(len(table) for table in summaries.values())
+        tallest = max(table["method"].nunique() for table in summaries.values())
         figure = Figure(figsize=(3.4 * min(3, len(summaries)), 0.19 * tallest * _rows(len(summaries)) + 1))
         for number, (stream, table) in enumerate(summaries.items(), start=1):
             axes = figure.add_subplot(_rows(len(summaries)), min(3, len(summaries)), number)
             whole = table[table["train"] == ALL]
-            ordered = (whole if len(whole) else table).sort_values("accuracy_final")
-            names = [f"{row.method} {row.variant}".strip() for row in ordered.itertuples()]
+            plainest = (whole if len(whole) else table).sort_values("variant", key=lambda own: own.str.len())
+            ordered = plainest.drop_duplicates("method").sort_values("accuracy_final")
+            names = [f"{row.method}{' *' if row.variant else ''}" for row in ordered.itertuples()]
             spread = 100 * ordered["accuracy_final_std"].fillna(0)
             axes.errorbar(100 * ordered["accuracy_final"], range(len(ordered)), xerr=spread, fmt="o", ms=3, lw=1)
             axes.set_yticks(range(len(ordered)), names, fontsize=7)
@@ -53,8 +57,8 @@ def budget_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
             plain &= table["cells"].isin(table[ours]["cells"])
             own = table[ours | plain].sort_values("bytes_per_task")
             rest = table[~table.index.isin(own.index) & (table["variant"] == "")]
-            axes.semilogx(rest["bytes_per_task"] / 2**20, 100 * rest["accuracy_final"], "o", ms=3, color="0.6")
-            axes.semilogx(own["bytes_per_task"] / 2**20, 100 * own["accuracy_final"], "o-", ms=3, lw=1)
+            axes.plot(rest["bytes_per_task"] / 2**20, 100 * rest["accuracy_final"], "o", ms=3, color="0.6")
+            axes.plot(own["bytes_per_task"] / 2**20, 100 * own["accuracy_final"], "o-", ms=3, lw=1)
             floor = 100 * own["accuracy_final"].min()
             axes.set_ylim(floor - 8, 100 * max(own["accuracy_final"].max(), rest["accuracy_final"].max()) + 1)
             axes.set_title(stream)

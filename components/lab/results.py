@@ -71,6 +71,7 @@ def _quality(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         "do not exist yet. Test images were used for nothing but these tables. Seconds are those of the cell: a module "
         "or a discriminant that another cell had made before is not counted.\n"
     )
+    yield "A star: the method was measured with settings of its own alone, which its table names.\n"
     yield "![accuracy_final of every method on every stream](results/figures/accuracy.svg)\n"
     if any(budget_rows(table).any() for table in tables.values()):
         yield "Accuracy against bytes: `signature.scatter_rank` and `finetune.max_rank` varied, other methods grey.\n"
