@@ -87,7 +87,7 @@ class Vit:
         Returns:
             tokens (n, tokens, width) after the trunk, and the pooled trunk depths (n, trunk_width).
         """
-        image = _upload(pixels, self.device).permute(0, 3, 1, 2).float().div_(255)
+        image = upload(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(255)
         mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=self.device).view(1, 3, 1, 1)
         tokens = self.model.patch_embed((image - mean) / std)
@@ -112,10 +112,9 @@ class Vit:
         return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1).float()
 
 
-def _upload(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pixels on the device. From pinned memory the copy to a GPU does not hold up the process."""
-    image = torch.from_numpy(pixels)
-    return image.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else image.to(device)
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device. From pinned memory the copy to a GPU does not hold up the process."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def build_vit(

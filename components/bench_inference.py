@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from components.backbone import Vit, autocast, load_vit
+from components.bench_gpu import device_name
 from components.config import BASE, Config, load_config
 from components.embed import BATCH, Embeddings, Pixels, pixel_batches
 from components.engine import embed_pixels
 from components.images import Limits
 from components.io import read_json
-from components.machine import cpu_name, peak_memory_of, print_peak_memory
+from components.machine import peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.predict import Prediction, Predictor
 from components.retrieve import choose_task
@@ -86,7 +87,7 @@ def bench_inference(
     config = load_config(root / "params.yaml")
     rows: list[Row] = []
     found: Row = {
-        "device": f"{torch.get_num_threads()} threads of {cpu_name()}",
+        "device": device_name(torch.device("cpu")),
         "backbone": config.backbone.model_dump(include={"image_size", "depth", "model"}),
         "images": images,
         "rounds": rounds,

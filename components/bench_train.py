@@ -12,8 +12,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components import bench_gpu
 from components.adapt import attach
 from components.backbone import Vit, autocast, choose_device, load_vit
 from components.bench_chain import task_cost
@@ -31,10 +33,10 @@ from components.checkpoint import Checkpoints
 from components.config import Backbone, Config, Finetune, load_config
 from components.embed import Pixels, pixel_batches
 from components.images import Limits
-from components.machine import cpu_name, peak_memory_of, print_peak_memory
+from components.machine import peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.modules import LINEAR_LAYERS
-from components.train import Lesson, Split, rate, train_epoch, validated_in
+from components.train import Lesson, Split, deterministic, kept_tokens, rate, train_epoch, validated_in
 from components.training_state import TrainingState
 from components.trunk_cache import HalfTokens, Rows, Tokens, TrunkCache, trunk_outputs
 from components.vision import LoraConfig, PatchDropout, get_peft_model
@@ -103,6 +105,7 @@ def bench_train(
     setting = _setting(root, blocks, images, epochs)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
         rows = _measure(setting, Path(scratch), epochs)
+        gpu = _gpu(setting, Path(scratch)) if setting.device.type == "cuda" else {}
         cost = task_cost(_lesson(setting, Path(scratch)), setting.vit, Path(scratch) / "modules", tasks)
     by_method = {row["method"]: row for row in rows}
     slow = by_method["peft_same_blocks"]
@@ -111,7 +114,7 @@ def bench_train(
         row["peak_memory_mb"] = peak_memory_of(__name__, root, blocks, row["method"]) if memory else None
         print(_line(row), flush=True)
     return {
-        "device": f"{torch.get_num_threads()} threads of {cpu_name()}" if setting.device.type == "cpu" else "cuda",
+        "device": bench_gpu.device_name(setting.device),
         "backbone": setting.backbone.model_dump(include={"model", "image_size", "depth", "adapted_blocks"}),
         "images": len(setting.train.labels),
         "val_images": len(setting.val.labels),
@@ -120,6 +123,7 @@ def bench_train(
         "rows": rows,
         "first_epoch_speedup": round(slow["first_epoch_seconds"] / by_method["cached"]["first_epoch_seconds"], 3),
         **cost,
+        **gpu,
     }
 
 
@@ -164,6 +168,7 @@ def _measure(setting: Setting, scratch: Path, epochs: int) -> list[Row]:
         for way, epoch in ways.items():
             start = time.perf_counter()
             losses[way].append(epoch())
+            bench_gpu.wait_for(setting.device)
             spent = time.perf_counter() - start
             seconds[way] = [seconds[way][0] + spent] if number == 0 else [*seconds[way], spent]
     images, every = len(setting.train.labels), setting.finetune.validate_every
@@ -178,6 +183,37 @@ def _measure(setting: Setting, scratch: Path, epochs: int) -> list[Row]:
         }
         for way in WAYS
     ]
+
+
+def _gpu(setting: Setting, scratch: Path) -> Row:
+    """How well every way uses the GPU in epochs that end without a validation."""
+    endless = {"epochs": bench_gpu.EPOCHS + 10, "validate_every": bench_gpu.EPOCHS + 10}
+    setting = replace(setting, finetune=setting.finetune.model_copy(update=endless))
+    vit = setting.vit()
+    tokens = (setting.backbone.image_size // vit.model.patch_embed.patch_size[0]) ** 2 + vit.model.num_prefix_tokens
+    prefix, dropout = vit.model.num_prefix_tokens, setting.finetune.patch_dropout
+    few = kept_tokens(1, tokens, prefix, dropout, (0,)).shape[1]
+    trunk, tail = vit.blocks[: vit.trunk_depth], vit.blocks[vit.trunk_depth :]
+
+    def flop(blocks: Sequence[nn.Module], count: int) -> int:
+        return bench_gpu.forward_flop(blocks, count, vit.width, setting.device)
+
+    train, val = len(setting.train.labels), len(setting.val.labels)
+    whole, images = (
+        flop(trunk, tokens) + flop(tail, tokens),
+        dict.fromkeys(WAYS, train) | {"frozen_forward": train + val},
+    )
+    each = {
+        "cached": 2 * flop(tail, few),
+        "uncached": flop(trunk, tokens) + 2 * flop(tail, few),
+        "peft_same_blocks": whole + flop(tail, tokens),
+        "peft_patch_dropout": flop(trunk, few) + 2 * flop(tail, few),
+        "peft_all_blocks": 2 * whole,
+        "frozen_forward": whole,
+    }
+    begin = {way: partial(way_of, way, setting, scratch) for way in WAYS}
+    works = {way: bench_gpu.Work(begin[way], images[way], images[way] * each[way]) for way in WAYS}
+    return bench_gpu.gpu_rows(works, setting.device)
 
 
 def _typical(seconds: list[float], every: int) -> float:
@@ -203,7 +239,8 @@ def _lesson(setting: Setting, scratch: Path, cached: bool = True) -> Lesson:
         if cached:
             cache = TrunkCache(scratch / "trunk", 10**12)
             tokens, _ = trunk_outputs(vit, images.paths, images.digests, setting.limits, cache, f"bench {name}")
-        splits.append(Split(cast(Tokens, tokens), images.labels))
+        split = Split(cast(Tokens, tokens), images.labels)
+        splits.append(split.near(vit.device) if cached else split)
     trained = attach(vit, {}, setting.finetune, seed=0)
     return Lesson("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, 0)
 
@@ -213,7 +250,14 @@ def _ours(lesson: Lesson, scratch: Path) -> Epoch:
     width, images = 2 * lesson.vit.width, len(lesson.train)
     state = TrainingState.begin(lesson.trained.parameters(), width, lesson.classes, images, lesson.settings, 0)
     never = Checkpoints(scratch / "checkpoints", every=math.inf)
-    return lambda: train_epoch(lesson, state, never).val_loss
+
+    def epoch() -> float:
+        deterministic()  # as the stage is
+        loss = train_epoch(lesson, state, never).val_loss
+        deterministic(wanted=False)
+        return loss
+
+    return epoch
 
 
 def _peft(setting: Setting, blocks: int, dropout: float = 0.0) -> Epoch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
 
 BATCH = 64  # images a forward pass
-_DECODERS = 2
+_DECODERS = min(8, max(2, os.cpu_count() or 1))  # a GPU would wait for two of them
 
 
 @dataclass

@@ -22,7 +22,7 @@ from components.io import sha256_file, write_json, write_text
 from components.manifest import manifest_path, read_manifest, split_of
 from components.modules import read_past, write_module
 from components.parallel import Replica, joined
-from components.train import Lesson, Split, train
+from components.train import Lesson, Split, deterministic, train
 from components.training_state import Epoch, merit
 from components.trunk_cache import Tokens, TrunkCache, trunk_outputs
 
@@ -38,7 +38,7 @@ def finetune(root: Path, config: Config, task: str) -> None:
         IntaglioError: an artefact is missing or damaged, or the loss is no longer finite.
         PeersLostError: another process of the training ended.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic()
     device = choose_device(config.device)
     with joined(device) as replica:
         vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, device)

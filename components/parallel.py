@@ -54,8 +54,8 @@ class Replica:
             distributed.all_reduce(message)
         return [float(value) for value in message]
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
-        """Add the gradients that the processes have of their shares of a batch, and their losses; returns that sum.
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Add the gradients that the processes have of their shares of a batch, and their losses (); returns that sum.
 
         One message for all of them. A process without a share has no gradient: it adds zero.
 
@@ -65,13 +65,13 @@ class Replica:
         if self.count == 1:
             return loss
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-        message = torch.cat([*map(torch.flatten, gradients), gradients[0].new_tensor([loss])])
+        message = torch.cat([*map(torch.flatten, gradients), loss.to(gradients[0]).reshape(1)])
         with _meeting():
             distributed.all_reduce(message)
         vector_to_parameters(message[:-1], gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        return float(message[-1])
+        return message[-1]
 
     def wait(self) -> None:
         """Until all processes are here.

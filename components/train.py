@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,27 +14,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.adapt import Trainable
-from components.backbone import Vit, autocast
+from components.backbone import Vit, autocast, upload
 from components.checkpoint import Checkpoints
 from components.config import Finetune as Settings
 from components.embed import Progress
 from components.errors import IntaglioError
 from components.modules import Head
 from components.parallel import ALONE, Replica
+from components.replay import record
 from components.training_state import Epoch, TrainingState, merit
-from components.trunk_cache import Tokens
+from components.trunk_cache import BATCH, Tokens
 
 _DIVERGED = 2.0  # times the loss of a guess
+_STEPS_AHEAD = 32  # that a GPU may be given before their losses are looked at: it never waits for the next one
 
 
 @dataclass(frozen=True)
 class Split:
     """The trunk's outputs of one split and its labels (n,) int64.
 
-    tokens (views * n, tokens, width): of all images, then of another view of all, and so on.
+    tokens (views * n, tokens, width): of all images, then of another view of all, and so on; mapped from disk, or a
+    float16 tensor on the device.
     """
 
-    tokens: Tokens
+    tokens: Tokens | Tensor
     labels: Tensor
     views: int = 1
 
@@ -43,8 +48,28 @@ class Split:
     def read(self, rows: Tensor, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The tokens and labels of some images, rows (m,). Epochs see the views of an image in turn."""
         turn = (rows + epoch) % self.views
-        tokens = self.tokens[(turn * (len(self.tokens) // self.views) + rows).numpy()]
-        return torch.from_numpy(tokens).to(device).float(), self.labels[rows].to(device)
+        places = turn * (len(self.tokens) // self.views) + rows
+        if isinstance(self.tokens, Tensor):
+            tokens = self.tokens[upload(places, device)]
+        else:
+            tokens = upload(torch.from_numpy(self.tokens[places.numpy()]), device)
+        return tokens.float(), upload(self.labels[rows], device)
+
+    def near(self, device: torch.device) -> Split:
+        """The same with its tokens on a GPU, where half of the free memory holds them: a step reads faster than files.
+
+        On other devices, the same.
+        """
+        if device.type != "cuda" or isinstance(self.tokens, Tensor):
+            return self
+        one = self.tokens[:1]
+        if len(self.tokens) * one.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        whole = torch.empty(len(self.tokens), *one.shape[1:], dtype=torch.float16, device=device)
+        for start in range(0, len(whole), BATCH):
+            part = slice(start, start + BATCH)
+            whole[part] = upload(torch.from_numpy(self.tokens[part]), device)
+        return replace(self, tokens=whole)
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,7 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
         PeersLostError: another process of the training ended.
     """
     settings, vit = lesson.settings, lesson.vit
+    lesson = replace(lesson, train=lesson.train.near(vit.device), val=lesson.val.near(vit.device))
     parameters = lesson.trained.parameters()
     state = TrainingState.begin(parameters, 2 * vit.width, lesson.classes, len(lesson.train), settings, lesson.seed)
     with lesson.replica.first_before_others():  # which also removes damaged ones
@@ -103,6 +129,14 @@ def train(lesson: Lesson, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
     return state.history, Head(weight, bias)
 
 
+def deterministic(wanted: bool = True) -> None:
+    """Whether a computation gives the same bits every time, where the device knows how; for the whole process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS does not
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # Filling every result beforehand costs a kernel each, and finds what reads before it writes: nothing here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def _finished(state: TrainingState, settings: Settings) -> bool:
     done = len(state.history)
     if done in (0, settings.epochs):
@@ -115,13 +149,16 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
 def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
     """The rest of the epoch that `state` stands in, and its validation where one is due."""
     number = len(state.history) + 1
+    ahead = 1 if lesson.vit.device.type == "cpu" else _STEPS_AHEAD
+    losses: list[tuple[Tensor, int]] = []
     for rows in _batches(state.order[state.position :], lesson.settings.batch_size):
-        loss = _step(lesson, state, rows)
-        if not math.isfinite(loss):
-            raise _not_finite(lesson, number, state.step)
-        state.loss_sum += loss * len(rows)
+        losses.append((_step(lesson, state, rows), len(rows)))
         state.position += len(rows)
-        if lesson.replica.rank == 0 and checkpoints.due():
+        due = lesson.replica.rank == 0 and checkpoints.due()
+        if due or len(losses) == ahead or state.position == len(lesson.train):
+            _account(lesson, state, losses)
+            losses = []
+        if due:
             checkpoints.keep(state.checkpoint())
     train_loss, settings = state.loss_sum / len(lesson.train), lesson.settings
     epoch = Epoch(number, train_loss)
@@ -133,8 +170,17 @@ def train_epoch(lesson: Lesson, state: TrainingState, checkpoints: Checkpoints) 
     return epoch
 
 
-def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
-    """One step of the optimizer on a batch, the rows (n,) of the training split; returns the loss before it."""
+def _account(lesson: Lesson, state: TrainingState, losses: Sequence[tuple[Tensor, int]]) -> None:
+    """Add the losses of the last steps, each with its number of images, to the epoch's; the device is waited for."""
+    first = state.step - len(losses) + 1
+    for step, (loss, images) in enumerate(losses, start=first):
+        if not math.isfinite(value := float(loss)):
+            raise _not_finite(lesson, len(state.history) + 1, step)
+        state.loss_sum += value * images
+
+
+def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> Tensor:
+    """One step of the optimizer on a batch, the rows (n,) of the training split; returns the loss () before it."""
     settings = lesson.settings
     speed = rate(state.step, lesson.steps, settings.warmup_fraction)
     for group, top in zip(
@@ -145,12 +191,20 @@ def _step(lesson: Lesson, state: TrainingState, rows: Tensor) -> float:
     tokens, labels = lesson.train.read(lesson.replica.share(rows), len(state.history), lesson.vit.device)
     prefix, seed = lesson.vit.model.num_prefix_tokens, (lesson.seed, state.step)
     kept = kept_tokens(len(rows), tokens.shape[1], prefix, settings.patch_dropout, seed)
-    tokens = tokens.take_along_dim(lesson.replica.share(kept)[:, :, None].to(tokens.device), dim=1)
-    loss = _gradients(lesson, state, tokens, labels, len(rows))
+    tokens = tokens.take_along_dim(upload(lesson.replica.share(kept), tokens.device)[:, :, None], dim=1)
+    whole = len(labels) == settings.batch_size
+    if whole and state.replay:
+        loss = state.replay(tokens, labels)
+    else:
+        loss = _gradients(lesson, state, tokens, labels, len(rows))
     loss = lesson.replica.sum_gradients(state.learned, loss)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
+    if whole and not state.recorded:  # the first such step has shown what memory holds
+        state.recorded = True
+        if state.part >= len(labels):
+            state.replay = record(partial(_loss, lesson, state.head), state.learned, tokens, labels)
     return loss
 
 
@@ -170,8 +224,8 @@ def kept_tokens(images: int, tokens: int, prefix: int, dropout: float, seed: Seq
     return torch.from_numpy(np.concatenate([first, drawn], axis=1))
 
 
-def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> float:
-    """What some images add to the loss of a batch of `images`, and to its gradients.
+def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> Tensor:
+    """What some images add to the loss () of a batch of `images`, and to its gradients.
 
     They are computed in parts where the device has no memory for all at once. The gradients of the parts, as those of
     the processes, add up to the batch's, so that memory and processes change only their last bits.
@@ -182,11 +236,11 @@ def _gradients(lesson: Lesson, state: TrainingState, tokens: Tensor, labels: Ten
     while True:
         state.optimizer.zero_grad(set_to_none=True)
         try:
-            total = 0.0
+            total = tokens.new_zeros(())
             for part, answers in zip(_batches(tokens, state.part), _batches(labels, state.part), strict=True):
                 loss = _loss(lesson, state.head, part, answers) * (len(answers) / images)
                 loss.backward()
-                total += float(loss.detach())
+                total += loss.detach()
             return total
         except torch.OutOfMemoryError:
             held = min(state.part, len(labels))
@@ -218,14 +272,14 @@ def _loss(lesson: Lesson, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Te
 @torch.no_grad()
 def _validate(lesson: Lesson, head: nn.Linear) -> tuple[float, float]:
     """Mean loss and accuracy on the validation split."""
-    loss, right, count = 0.0, 0.0, len(lesson.val)
+    losses, rights, count = list[Tensor](), list[Tensor](), len(lesson.val)
     for rows in _batches(lesson.replica.share(torch.arange(count)), lesson.settings.batch_size):
         tokens, labels = lesson.val.read(rows, 0, lesson.vit.device)
         with autocast(lesson.vit):
             logits = head(lesson.vit.tail(tokens)).float()
-        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        right += float((logits.argmax(dim=1) == labels).sum())
-    loss, right = lesson.replica.total((loss, right), lesson.vit.device)
+        losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
+        rights.append((logits.argmax(dim=1) == labels).sum())
+    loss, right = lesson.replica.total((sum(map(float, losses)), sum(map(float, rights))), lesson.vit.device)
     return loss / count, right / count
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from components.checkpoint import Checkpoint
 from components.config import Finetune as Settings
 from components.io import Arrays
+from components.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class TrainingState:
 
     `order` (n,) is this epoch's shuffle of the n images, `position` how many of them were seen, `loss_sum` the loss
     summed over those. `part` is how many images of a batch are computed at once: what the device's memory was found to
-    hold. `best` is all that was `learned` after the best epoch of `history`.
+    hold. `replay` computes a whole batch, where it was recorded (on a GPU); `recorded` says whether that was tried.
+    `best` is all that was `learned` after the best epoch of `history`.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -49,6 +51,8 @@ class TrainingState:
     generator: torch.Generator
     order: Tensor
     part: int
+    replay: Replay | None = None
+    recorded: bool = False
     step: int = 0
     position: int = 0
     loss_sum: float = 0.0

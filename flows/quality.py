@@ -15,6 +15,8 @@ import torch
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from components.backbone import choose_device
+from components.bench_gpu import device_name
 from components.config import Config, load_config
 from components.errors import IntaglioError
 from components.io import read_table, write_json, write_table
@@ -24,6 +26,7 @@ from components.lab.grid import Bench, Laboratory, Plan, flat_row, run_plan
 from components.lab.registry import METHODS, recipe
 from components.lab.stream import load_stream
 from components.lab.theory import theory
+from components.machine import cpu_name
 
 DATA_VARIABLE = "INTAGLIO_DATA"
 _KEY = ["stream", "method", "variant", "seed", "order", "train", "test"]
@@ -98,7 +101,9 @@ def quality(root: Path, request: Request, out: Path) -> pd.DataFrame:
         declared = load_stream(name)
         plan = Plan(declared, request.methods, request.seeds, request.orders, request.caps)
         rows = run_plan(lab, plan, request.jobs)
-        table = pd.DataFrame([_provenance() | {"variant": " ".join(request.settings)} | flat_row(row) for row in rows])
+        table = pd.DataFrame(
+            [_provenance(lab.config) | {"variant": " ".join(request.settings)} | flat_row(row) for row in rows]
+        )
         store_rows(out / f"{declared.name}.parquet", table)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -120,7 +125,8 @@ def write_theory(root: Path, request: Request, out: Path) -> None:
         episode = make_episode(bench.table, bench.corpus, 0, 0, request.caps)
         found = theory(episode, lab.config, 0)
         write_json(
-            out / f"{declared.name}.theory.json", _provenance() | {"description": declared.spec.description} | found
+            out / f"{declared.name}.theory.json",
+            _provenance(lab.config) | {"description": declared.spec.description} | found,
         )
 
 
@@ -155,16 +161,13 @@ def _is_metric(key: str, value: object) -> bool:
     return key not in _KEY and isinstance(value, int | float) and value == value  # a missing metric is NaN
 
 
-def _provenance() -> dict[str, str]:
+def _provenance(config: Config) -> dict[str, str]:
     # The command as a person would type it: no folder of this machine.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    device = choose_device(config.device)
+    gpu = "" if device.type == "cpu" else f", {device_name(device)}"
     return {
         "command": "intaglio " + shlex.join(words),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores ({_cpu()}), torch {torch.__version__.partition('+')[0]}",
+        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()}){gpu}, torch {torch.__version__.partition('+')[0]}",
     }
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
