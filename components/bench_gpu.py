@@ -66,7 +66,7 @@ def _measure(work: Work, peak: float, device: torch.device) -> dict[str, Any]:
     epoch = work.begin()
     seconds = statistics.median([_seconds(epoch, device) for _ in range(EPOCHS)][2:])
     memory = torch.cuda.max_memory_allocated(device)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         _seconds(epoch, device)
     events = [event for event in profiler.events() or [] if event.device_type.name == "CUDA"]
     kernels = [event for event in events if not event.name.startswith(("Memcpy", "Memset"))]
@@ -78,7 +78,7 @@ def _measure(work: Work, peak: float, device: torch.device) -> dict[str, Any]:
     return {
         "images_per_second": round(work.images / seconds, 1),
         "tflops": round(work.flop / seconds / 1e12, 2),
-        "mfu": round(work.flop / seconds / peak, 4),
+        "mfu": round(work.flop / seconds / peak, 5),
         "idle_share": round(max(0.0, 1 - busy / seconds), 4),
         "kernels_per_image": round(len(kernels) / work.images, 2),
         "kernel_ms_per_image": round(1e3 * busy / work.images, 4),

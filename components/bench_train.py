@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -42,6 +42,7 @@ from components.trunk_cache import HalfTokens, Rows, Tokens, TrunkCache, trunk_o
 from components.vision import LoraConfig, PatchDropout, get_peft_model
 
 WAYS = ("cached", "uncached", "peft_same_blocks", "peft_patch_dropout", "peft_all_blocks", "frozen_forward")
+COMPARED = ("cached", "peft_same_blocks")  # ours and the loop that a user would write
 Row = dict[str, Any]
 Epoch = Callable[[], float]  # trains for one epoch; returns the loss on validation, NaN where none was due
 
@@ -90,7 +91,13 @@ class _Fresh:
 
 
 def bench_train(
-    root: Path, blocks: int = 4, images: int = 512, epochs: int = 4, tasks: int = 50, memory: bool = True
+    root: Path,
+    blocks: int = 4,
+    images: int = 512,
+    epochs: int = 4,
+    tasks: int = 50,
+    memory: bool = True,
+    lengths: Sequence[int] = (),
 ) -> Row:
     """Measure every way on the largest task of the project at `root`, whose stage `validate` has run.
 
@@ -101,10 +108,11 @@ def bench_train(
         epochs: of every way; the figures are of those after the first.
         tasks: t of the last task whose cost is measured; 0: none.
         memory: whether to measure peak memory, one fresh process for each way.
+        lengths: other numbers of epochs, below `epochs`, that ours and PEFT's loop train for as well.
     """
     setting = _setting(root, blocks, images, epochs)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
-        rows = _measure(setting, Path(scratch), epochs)
+        rows, curve = _measure(setting, Path(scratch), lengths)
         gpu = _gpu(setting, Path(scratch)) if setting.device.type == "cuda" else {}
         cost = task_cost(_lesson(setting, Path(scratch)), setting.vit, Path(scratch) / "modules", tasks)
     by_method = {row["method"]: row for row in rows}
@@ -121,6 +129,7 @@ def bench_train(
         "batch_size": setting.finetune.batch_size,
         "epochs": epochs,
         "rows": rows,
+        **({"curve": curve, "equal_loss_speedup": _at_equal_loss(curve)} if lengths else {}),
         "first_epoch_speedup": round(slow["first_epoch_seconds"] / by_method["cached"]["first_epoch_seconds"], 3),
         **cost,
         **gpu,
@@ -155,34 +164,66 @@ def _read(root: Path, config: Config, task: str, table: pd.DataFrame, share: flo
     return Images(paths, rows["sha256"].tolist(), pixels, labels)
 
 
-def _measure(setting: Setting, scratch: Path, epochs: int) -> list[Row]:
-    ways: dict[str, Epoch] = {}
-    seconds: dict[str, list[float]] = {}
-    for way in WAYS:
+@dataclass
+class _Run:
+    """One training of one way: the seconds of its epochs so far, and the validation losses."""
+
+    way: str
+    setting: Setting
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+def _measure(setting: Setting, scratch: Path, lengths: Sequence[int]) -> tuple[list[Row], list[Row]]:
+    """A row for every way, and one for every length of ours and of PEFT's; all take turns, an epoch each."""
+    settings = {length: _of_length(setting, length) for length in sorted(lengths)}
+    runs = [_Run(way, setting) for way in WAYS]
+    runs += [_Run(way, shorter) for shorter in settings.values() for way in COMPARED]
+    epochs: list[Epoch] = []
+    for run in runs:
         start = time.perf_counter()
-        ways[way] = way_of(way, setting, scratch)
+        epochs.append(way_of(run.way, run.setting, scratch))
         # What the cached way prepares, the trunk of every image, is a part of its first epoch; loading is nobody's.
-        seconds[way] = [time.perf_counter() - start if way == "cached" else 0.0]
-    losses: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(epochs):
-        for way, epoch in ways.items():
-            start = time.perf_counter()
-            losses[way].append(epoch())
-            bench_gpu.wait_for(setting.device)
-            spent = time.perf_counter() - start
-            seconds[way] = [seconds[way][0] + spent] if number == 0 else [*seconds[way], spent]
-    images, every = len(setting.train.labels), setting.finetune.validate_every
-    epoch_seconds = {way: _typical(spent[1:] or spent, every) for way, spent in seconds.items()}
-    return [
-        {
-            "method": way,
-            "images_per_second": round(images / epoch_seconds[way], 2),
-            "epoch_seconds": round(epoch_seconds[way], 4),
-            "first_epoch_seconds": round(seconds[way][0], 4),
-            "loss": None if math.isnan(losses[way][-1]) else round(losses[way][-1], 4),
-        }
-        for way in WAYS
-    ]
+        run.seconds.append(time.perf_counter() - start if run.way == "cached" else 0.0)
+    for number in range(setting.finetune.epochs):
+        for run, epoch in zip(runs, epochs, strict=True):
+            if number < run.setting.finetune.epochs:
+                start = time.perf_counter()
+                run.losses.append(epoch())
+                bench_gpu.wait_for(setting.device)
+                spent = time.perf_counter() - start
+                run.seconds = [run.seconds[0] + spent] if number == 0 else [*run.seconds, spent]
+    return [_row(run) for run in runs[: len(WAYS)]], [_point(run) for run in runs if run.way in COMPARED]
+
+
+def _of_length(setting: Setting, epochs: int) -> Setting:
+    return replace(setting, finetune=setting.finetune.model_copy(update={"epochs": epochs, "patience": epochs}))
+
+
+def _row(run: _Run) -> Row:
+    seconds = _typical(run.seconds[1:] or run.seconds, run.setting.finetune.validate_every)
+    return {
+        "method": run.way,
+        "images_per_second": round(len(run.setting.train.labels) / seconds, 2),
+        "epoch_seconds": round(seconds, 4),
+        "first_epoch_seconds": round(run.seconds[0], 4),
+        "loss": None if math.isnan(run.losses[-1]) else round(run.losses[-1], 4),
+    }
+
+
+def _point(run: _Run) -> Row:
+    epochs = run.setting.finetune.epochs
+    row = _row(run)
+    after = (epochs - 1) * row["epoch_seconds"]
+    return {"method": run.way, "epochs": epochs, "seconds_after_first": round(after, 3), "loss": row["loss"]}
+
+
+def _at_equal_loss(curve: Sequence[Row]) -> float | None:
+    """Time of PEFT's longest training over that of our shortest one that ends at no higher loss, first epochs apart."""
+    ours, rival = ([row for row in curve if row["method"] == way] for way in COMPARED)
+    longest = max(rival, key=lambda row: row["epochs"])
+    as_good = [row["seconds_after_first"] for row in ours if row["loss"] <= longest["loss"]]
+    return round(longest["seconds_after_first"] / min(as_good), 3) if as_good else None
 
 
 def _gpu(setting: Setting, scratch: Path) -> Row:

@@ -29,12 +29,7 @@ def inference(
     from components.io import write_json
     from flows.settings import find_root
 
-    try:
-        numbers = [int(part) for part in counts.split(",")]
-    except ValueError:
-        raise IntaglioError(f"--tasks {counts!r}: expected whole numbers such as 2,10,50") from None
-    if min(numbers) < 1:
-        raise IntaglioError(f"--tasks {counts!r}: expected numbers of at least 1")
+    numbers = _numbers("--tasks", counts)
     found = bench_inference(find_root(), numbers, images, rounds, memory, lambda rows: write_json(report, rows))
     write_json(report, found | {"retrieval": bench_retrieval(find_root())})
 
@@ -47,13 +42,27 @@ def train(
     epochs: Annotated[int, typer.Option(min=2, help="Epochs of every way; the first is counted apart.")] = 4,
     tasks: Annotated[int, typer.Option(min=0, help="Measure the cost of task t up to this one.")] = 50,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
+    lengths: Annotated[str, typer.Option(help="Fewer epochs to train for as well, as 10,14: loss against time.")] = "",
 ) -> None:
     """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
     from components.bench_train import bench_train
     from components.io import write_json
     from flows.settings import find_root
 
-    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory))
+    shorter = _numbers("--lengths", lengths) if lengths else []
+    if shorter and max(shorter) >= epochs:
+        raise IntaglioError(f"--lengths {lengths!r}: expected numbers below --epochs {epochs}")
+    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise IntaglioError(f"{option} {text!r}: expected whole numbers such as 2,10,50") from None
+    if min(numbers) < 1:
+        raise IntaglioError(f"{option} {text!r}: expected numbers of at least 1")
+    return numbers
 
 
 @bench.command()

@@ -137,6 +137,7 @@ def test_the_benchmark_says_how_the_gpu_is_used(stream: Path) -> None:
     found = bench_train(stream, blocks=2, images=64, epochs=2, tasks=0, memory=False)
     assert [row["method"] for row in found["gpu"]] == list(WAYS)
     for row in found["gpu"]:
-        assert 0 < row["mfu"] < 1
+        assert 0 <= row["mfu"] < 1  # of a tiny network next to nothing
+        assert row["images_per_second"] > 0
         assert 0 <= row["idle_share"] < 1
         assert row["longest_kernels"]
