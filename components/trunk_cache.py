@@ -16,6 +16,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from components.io import Arrays, sweep, write_arrays
 
 Rows = NDArray[np.int64]
 HalfTokens = NDArray[np.float16]
+_Batch = tuple[HalfTokens, Embeddings]  # tokens, and the pooled trunk depths
+_Computed = tuple[Sequence[bytes], Sequence[_Batch]]
 
 FOLDER = ".intaglio/trunk"  # in the project
 BATCH = 32  # images a pass; what is missing of a last one is computed in vain
@@ -151,9 +154,10 @@ def trunk_outputs(
         with suppress(OSError):  # evicted meanwhile, or a cache that we may only read
             os.utime(segments[number].path)
     if missing := [image for image in wanted if image not in place]:
-        for arrays in _compute(vit, [wanted[image] for image in missing], missing, limits, what, view):
-            place |= {image.tobytes(): (len(segments), row) for row, image in enumerate(arrays["images"])}
-            segments.append(_write(shelf, arrays))
+        computed = _compute(vit, [wanted[image] for image in missing], missing, limits, what, view)
+        for segment in _written(shelf, computed):
+            place |= {image.tobytes(): (len(segments), row) for row, image in enumerate(segment.images)}
+            segments.append(segment)
         cache.evict()
     where = np.array([place[bytes.fromhex(digest)] for digest in digests], dtype=np.int64)
     pooled = np.stack([segments[number].pooled[row] for number, row in where])
@@ -216,10 +220,10 @@ def _locate(segments: Sequence[_Segment], wanted: dict[bytes, Path]) -> dict[byt
 
 def _compute(
     vit: Vit, paths: Sequence[Path], images: Sequence[bytes], limits: Limits, what: str, view: int
-) -> Iterator[Arrays]:
-    """The arrays of one segment after the other."""
+) -> Iterator[_Computed]:
+    """The images of one segment after the other, and the batches of what was computed of them."""
     progress, done, start, size = Progress(f"{what}: trunk", len(paths)), 0, 0, 0
-    batches: list[tuple[HalfTokens, Embeddings]] = []
+    batches: list[_Batch] = []
     digests = [image.hex() for image in images]
     for pixels in pixel_batches(paths, vit.image_size, limits, BATCH, digests, view):
         batches.append(_forward(vit, pixels))
@@ -227,7 +231,7 @@ def _compute(
         done += len(pixels)
         progress.at(done)
         if size >= SEGMENT_BYTES or done == len(paths):
-            yield _pack(images[start:done], batches)
+            yield images[start:done], batches
             batches, start, size = [], done, 0
 
 
@@ -243,7 +247,7 @@ def _forward(vit: Vit, pixels: Pixels) -> tuple[HalfTokens, Embeddings]:
     return half, pooled[: len(pixels)].float().cpu().numpy()
 
 
-def _pack(images: Sequence[bytes], batches: Sequence[tuple[HalfTokens, Embeddings]]) -> Arrays:
+def _pack(images: Sequence[bytes], batches: Sequence[_Batch]) -> Arrays:
     tokens, pooled = (np.concatenate(part) for part in zip(*batches, strict=True))
     names = np.frombuffer(b"".join(images), dtype=np.uint8).reshape(len(images), -1)
     checksums = np.array([_checksum(*row) for row in zip(names, pooled, tokens, strict=True)], dtype=np.uint32)
@@ -254,8 +258,21 @@ def _checksum(image: NDArray[np.uint8], pooled: Embeddings, tokens: HalfTokens) 
     return zlib.crc32(tokens.tobytes(), zlib.crc32(pooled.tobytes(), zlib.crc32(image.tobytes())))
 
 
-def _write(shelf: Path, arrays: Arrays) -> _Segment:
+def _written(shelf: Path, computed: Iterator[_Computed]) -> Iterator[_Segment]:
+    """The segments, each written while the next one is computed: a GPU would wait as long for a disk as it works."""
+    with ThreadPoolExecutor(1) as writer:
+        ahead: Future[_Segment] | None = None
+        for images, batches in computed:
+            if ahead:
+                yield ahead.result()
+            ahead = writer.submit(_write, shelf, images, batches)
+        if ahead:
+            yield ahead.result()
+
+
+def _write(shelf: Path, images: Sequence[bytes], batches: Sequence[_Batch]) -> _Segment:
     """Keep a segment under the hash of the images in it, so that equal work ends in one file."""
+    arrays = _pack(images, batches)
     path = shelf / f"{hashlib.sha256(arrays['images'].tobytes()).hexdigest()[:32]}.safetensors"
     write_arrays(path, arrays)
     try:

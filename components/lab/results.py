@@ -1,7 +1,8 @@
 """docs/results.md from stored results: `intaglio bench report`.
 
 The folder holds sections written by hand (NN-name.md), the tables of `bench quality` (quality/<stream>.parquet and
-.theory.json) and what the other benches wrote (inference.json, train.json, serve.json). Every table names its source.
+.theory.json) and what the other benches wrote (inference.json, serve.json, train.json and train_MACHINE.json). Every
+table names its source.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from components.lab.registry import METHODS
 from components.lab.stream import known_streams, load_stream
 from components.lab.tables import ALL, markdown, method_table, percent, summarise
 
+_TITLES = {"inference": "Cost of a prediction", "train": "Cost of training", "serve": "The server under load"}
 _HEAD = """# Results
 
 <!-- Written by `intaglio bench report` from docs/results/: change those files, not this one. -->
@@ -152,15 +154,17 @@ def _coverage(rows: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _benches(folder: Path) -> Iterator[tuple[str, Path]]:
-    for name in ("inference", "train", "serve"):
-        if (path := folder / f"{name}.json").exists():
-            yield name, path
+    """The benches' files, by what was measured, then by where."""
+    for name in _TITLES:
+        for path in [folder / f"{name}.json", *sorted(folder.glob(f"{name}_*.json"))]:
+            if path.exists():
+                yield path.stem, path
 
 
 def _bench(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Any bench's JSON: its plain facts as one line, every list of rows as a table."""
-    titles = {"inference": "Cost of a prediction", "train": "Cost of training", "serve": "The server under load"}
-    yield f"## {titles[name]}\n"
+    kind, _, machine = name.partition("_")
+    yield f"## {_TITLES[kind]}{f' ({machine.upper()})' if machine else ''}\n"
     command = found.get("command", f"intaglio bench {name} --json docs/results/{name}.json")
     plain = {key: value for key, value in found.items() if not isinstance(value, list | dict)}
     facts = "; ".join(f"{key} {value}" for key, value in plain.items() if key != "command")
@@ -172,7 +176,7 @@ def _bench(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
             if key != "rows":
                 yield f"{key.replace('_', ' ')}:\n"
-            header = list(dict.fromkeys(column for row in rows for column in row))
+            header = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], list)))
             yield from markdown(header, [[_plain(row.get(column)) for column in header] for row in rows])
             yield ""
 
@@ -180,7 +184,7 @@ def _bench(name: str, found: Mapping[str, Any]) -> Iterator[str]:
 def _plain(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}") if isinstance(value, float) else str(value)
 
 
 def _declared_order(stream: str) -> tuple[int, str]:
