@@ -57,15 +57,21 @@ class Replay:
 def record(
     loss_of: Callable[[Tensor, Tensor], Tensor], learned: Sequence[nn.Parameter], x: Tensor, y: Tensor
 ) -> Replay | None:
-    """A recording, or None where the memory might not hold it or the GPU cannot: then nothing is lost but time."""
-    try:
-        if x.device.type != "cuda" or _largest_step(x.device) > _free(x.device):
-            return None
-        return Replay(loss_of, learned, x, y)
-    except RuntimeError as error:
-        print(f"going on without a recording of the step: {' '.join(str(error).split())[:200]}", flush=True)
-        _forget_gradients(learned)
+    """A recording; None, and a line that says why, where a GPU does not get one: then nothing is lost but time.
+
+    Elsewhere None: a CPU waits for no launches.
+    """
+    if x.device.type != "cuda":
         return None
+    reason = "its memory might not hold one"
+    try:
+        if 2 * _largest_step(x.device) <= _free(x.device):  # validation runs beside it
+            return Replay(loss_of, learned, x, y)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        _forget_gradients(learned)
+    print(f"going on without a recording of the step on {x.device}: {reason}", flush=True)
+    return None
 
 
 def _largest_step(device: torch.device) -> int:

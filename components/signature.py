@@ -26,7 +26,12 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _MIN_WEIGHT = 1e-3  # components below it were pruned by the Dirichlet process
-ENOUGH = 1024  # held-out images that fix one temperature; beyond them only the cost would grow
+_ENOUGH = 1024  # held-out images that fix a few numbers; beyond them only the cost would grow
+
+
+def some_of(images: int) -> slice:
+    """Which of so many held-out images are enough to fix a few numbers: an even sample, in whatever order they come."""
+    return slice(None, None, max(1, -(-images // _ENOUGH)))
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Classifier:
         """With the temperature that maximises the likelihood of held-out data (Guo et al., 2017)."""
         if len(h) == 0:
             return self
-        some = slice(None, None, -(-len(h) // ENOUGH))  # evenly, in whatever order the images come
+        some = some_of(len(h))
         scores = pooled(self.discriminants(h[some]), None if frozen is None else frozen[some])
         labels = labels[some]
 

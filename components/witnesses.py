@@ -13,7 +13,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp
 
 from components.modules import Head
-from components.signature import ENOUGH, Classifier, Embeddings, Labels, Matrix, Vector
+from components.signature import Classifier, Embeddings, Labels, Matrix, Vector, some_of
 
 Witnesses = Sequence[Classifier]
 
@@ -47,7 +47,7 @@ def weigh(witnesses: Witnesses, h: Embeddings, labels: Labels | None) -> Sequenc
         h: one image at least; 1,024 of them are enough.
         labels: (n,), where no witness was fitted on h; None hears all evenly.
     """
-    some = slice(None, None, -(-len(h) // ENOUGH))
+    some = some_of(len(h))
     said = [_centred(witness.discriminants(h[some])) for witness in witnesses]
     first, *others = (float(np.sqrt((own**2).mean())) for own in said)
     stretch = np.array([1.0, *(first / own if own > 0 else 0.0 for own in others)])
