@@ -43,7 +43,7 @@ class _Product(torch.autograd.Function):
         old_a: Tensor,
         old_b: Tensor,
     ) -> Tensor:
-        down, up = torch.cat([a, old_a]), torch.cat([b, old_b])
+        down, up = (torch.cat([a, old_a]), torch.cat([b, old_b])) if len(s) else (a, b)
         inner = x @ down.T
         ctx.save_for_backward(x, weight, down, up, s, inner)
         if len(s):
@@ -67,7 +67,7 @@ def outside(factor: Tensor, basis: Tensor) -> Tensor:
 
     So <B_k A_k, B_past D A_past>_F = 0 holds for every diagonal D, at every step.
     """
-    return factor - (factor @ basis) @ basis.T
+    return factor - (factor @ basis) @ basis.T if basis.shape[1] else factor
 
 
 class AdaptedLinear(nn.Module):
