@@ -77,8 +77,8 @@ def _quality(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     yield "![accuracy_final of every method on every stream](results/figures/accuracy.svg)\n"
     if any(budget_rows(table).any() for table in tables.values()):
         yield (
-            "Accuracy against bytes: `signature.scatter_rank` and `finetune.max_rank` varied, other methods grey; a ring "
-            "is the default over more seeds.\n"
+            "Accuracy against bytes: `signature.scatter_rank` and `finetune.max_rank` varied, other methods grey; a "
+            "ring is the default over more seeds.\n"
         )
         yield "![accuracy_final against the bytes kept of a task](results/figures/budget.svg)\n"
     for stream in sorted(tables, key=_declared_order):
