@@ -113,10 +113,10 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def _seconds(epoch: Callable[[], object], device: torch.device) -> float:
-    torch.cuda.synchronize(device)
+    wait_for(device)
     start = time.perf_counter()
     epoch()
-    torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter() - start
 
 

@@ -176,9 +176,8 @@ class _Run:
 
 def _measure(setting: Setting, scratch: Path, lengths: Sequence[int]) -> tuple[list[Row], list[Row]]:
     """A row for every way, and one for every length of ours and of PEFT's; all take turns, an epoch each."""
-    settings = {length: _of_length(setting, length) for length in sorted(lengths)}
     runs = [_Run(way, setting) for way in WAYS]
-    runs += [_Run(way, shorter) for shorter in settings.values() for way in COMPARED]
+    runs += [_Run(way, _of_length(setting, length)) for length in sorted(set(lengths)) for way in COMPARED]
     epochs: list[Epoch] = []
     for run in runs:
         start = time.perf_counter()
@@ -240,10 +239,8 @@ def _gpu(setting: Setting, scratch: Path) -> Row:
         return bench_gpu.forward_flop(blocks, count, vit.width, setting.device)
 
     train, val = len(setting.train.labels), len(setting.val.labels)
-    whole, images = (
-        flop(trunk, tokens) + flop(tail, tokens),
-        dict.fromkeys(WAYS, train) | {"frozen_forward": train + val},
-    )
+    images = dict.fromkeys(WAYS, train) | {"frozen_forward": train + val}
+    whole = flop(trunk, tokens) + flop(tail, tokens)
     each = {
         "cached": 2 * flop(tail, few),
         "uncached": flop(trunk, tokens) + 2 * flop(tail, few),
@@ -252,8 +249,10 @@ def _gpu(setting: Setting, scratch: Path) -> Row:
         "peft_all_blocks": 2 * whole,
         "frozen_forward": whole,
     }
-    begin = {way: partial(way_of, way, setting, scratch) for way in WAYS}
-    works = {way: bench_gpu.Work(begin[way], images[way], images[way] * each[way]) for way in WAYS}
+    works = {
+        way: bench_gpu.Work(partial(way_of, way, setting, scratch), images[way], images[way] * each[way])
+        for way in WAYS
+    }
     return bench_gpu.gpu_rows(works, setting.device)
 
 

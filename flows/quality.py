@@ -101,9 +101,8 @@ def quality(root: Path, request: Request, out: Path) -> pd.DataFrame:
         declared = load_stream(name)
         plan = Plan(declared, request.methods, request.seeds, request.orders, request.caps)
         rows = run_plan(lab, plan, request.jobs)
-        table = pd.DataFrame(
-            [_provenance(lab.config) | {"variant": " ".join(request.settings)} | flat_row(row) for row in rows]
-        )
+        origin = _provenance(lab.config) | {"variant": " ".join(request.settings)}
+        table = pd.DataFrame([origin | flat_row(row) for row in rows])
         store_rows(out / f"{declared.name}.parquet", table)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
