@@ -27,8 +27,8 @@ from components.modules import LINEAR_LAYERS, LowRank, Matrix, Module, orthonorm
 class _Product(torch.autograd.Function):
     """y = x W^T + bias + (x A^T) diag(1, s) B, where the last q directions of A and B are the frozen past.
 
-    x (n, in), weight (out, in), bias (out,), a (r, in), b (r, out), s (q,), old_a (q, in), old_b (q, out), of one dtype
-    -> (n, out).
+    x (n, in), weight (out, in), bias (out,), a (r, in), b (r, out), s (q,), old_a (q, in), old_b (q, out) -> (n, out).
+    Computed in the dtype of `weight`: casts in here are no steps of autograd, which returns gradients in their input's.
     """
 
     @staticmethod
@@ -43,6 +43,7 @@ class _Product(torch.autograd.Function):
         old_a: Tensor,
         old_b: Tensor,
     ) -> Tensor:
+        x, a, b, s = (tensor.to(weight.dtype) for tensor in (x, a, b, s))
         down, up = (torch.cat([a, old_a]), torch.cat([b, old_b])) if len(s) else (a, b)
         inner = x @ down.T
         ctx.save_for_backward(x, weight, down, up, s, inner)
@@ -113,12 +114,11 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, in) -> (n, tokens, out), in the layer's dtype."""
-        dtype = self.weight.dtype
         a, b = self.component()
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        rows = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             y = _Product.apply(  # type: ignore[no-untyped-call]
-                rows, self.weight, self.bias, a.to(dtype), b.to(dtype), self.s.to(dtype), self.old_a, self.old_b
+                rows, self.weight, self.bias, a, b, self.s, self.old_a, self.old_b
             )
         return cast(Tensor, y).view(*x.shape[:-1], -1)
 

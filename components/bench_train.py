@@ -98,6 +98,7 @@ def bench_train(
     tasks: int = 50,
     memory: bool = True,
     lengths: Sequence[int] = (),
+    seeds: int = 1,
 ) -> Row:
     """Measure every way on the largest task of the project at `root`, whose stage `validate` has run.
 
@@ -109,10 +110,11 @@ def bench_train(
         tasks: t of the last task whose cost is measured; 0: none.
         memory: whether to measure peak memory, one fresh process for each way.
         lengths: other numbers of epochs, below `epochs`, that ours and PEFT's loop train for as well.
+        seeds: of initial factors and orders of the images, over which the losses of those two are averaged.
     """
     setting = _setting(root, blocks, images, epochs)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
-        rows, curve = _measure(setting, Path(scratch), lengths)
+        rows, curve = _measure(setting, Path(scratch), lengths, seeds)
         gpu = _gpu(setting, Path(scratch)) if setting.device.type == "cuda" else {}
         cost = task_cost(_lesson(setting, Path(scratch)), setting.vit, Path(scratch) / "modules", tasks)
     by_method = {row["method"]: row for row in rows}
@@ -129,6 +131,7 @@ def bench_train(
         "batch_size": setting.finetune.batch_size,
         "epochs": epochs,
         "rows": rows,
+        "seeds": seeds,
         **({"curve": curve, "equal_loss_speedup": _at_equal_loss(curve)} if lengths else {}),
         "first_epoch_speedup": round(slow["first_epoch_seconds"] / by_method["cached"]["first_epoch_seconds"], 3),
         **cost,
@@ -170,18 +173,22 @@ class _Run:
 
     way: str
     setting: Setting
+    seed: int = 0
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
 
-def _measure(setting: Setting, scratch: Path, lengths: Sequence[int]) -> tuple[list[Row], list[Row]]:
+def _measure(setting: Setting, scratch: Path, lengths: Sequence[int], seeds: int) -> tuple[list[Row], list[Row]]:
     """A row for every way, and one for every length of ours and of PEFT's; all take turns, an epoch each."""
-    runs = [_Run(way, setting) for way in WAYS]
-    runs += [_Run(way, _of_length(setting, length)) for length in sorted(set(lengths)) for way in COMPARED]
+    runs = [_Run(way, setting) for way in WAYS if way not in COMPARED]
+    for length in sorted({*lengths, setting.finetune.epochs}):
+        runs += [_Run(way, _of_length(setting, length), seed) for seed in range(seeds) for way in COMPARED]
+    # The first to ask for the trunk's outputs pays for them: it is what a first epoch costs.
+    runs.sort(key=lambda run: (WAYS.index(run.way), -run.setting.finetune.epochs, run.seed))
     epochs: list[Epoch] = []
     for run in runs:
         start = time.perf_counter()
-        epochs.append(way_of(run.way, run.setting, scratch))
+        epochs.append(way_of(run.way, run.setting, scratch, run.seed))
         # What the cached way prepares, the trunk of every image, is a part of its first epoch; loading is nobody's.
         run.seconds.append(time.perf_counter() - start if run.way == "cached" else 0.0)
     for number in range(setting.finetune.epochs):
@@ -192,29 +199,38 @@ def _measure(setting: Setting, scratch: Path, lengths: Sequence[int]) -> tuple[l
                 bench_gpu.wait_for(setting.device)
                 spent = time.perf_counter() - start
                 run.seconds = [run.seconds[0] + spent] if number == 0 else [*run.seconds, spent]
-    return [_row(run) for run in runs[: len(WAYS)]], [_point(run) for run in runs if run.way in COMPARED]
+    alike: dict[tuple[str, int], list[_Run]] = {}
+    for run in runs:
+        alike.setdefault((run.way, run.setting.finetune.epochs), []).append(run)
+    whole = [_row(alike[way, setting.finetune.epochs]) for way in WAYS]
+    return whole, [_point(own) for (way, _), own in sorted(alike.items()) if way in COMPARED]
 
 
 def _of_length(setting: Setting, epochs: int) -> Setting:
     return replace(setting, finetune=setting.finetune.model_copy(update={"epochs": epochs, "patience": epochs}))
 
 
-def _row(run: _Run) -> Row:
-    seconds = _typical(run.seconds[1:] or run.seconds, run.setting.finetune.validate_every)
+def _row(runs: Sequence[_Run]) -> Row:
+    """Of trainings that differ in their seed: the median of their epochs, the mean of their losses."""
+    setting, last = runs[0].setting, [run.losses[-1] for run in runs]
+    seconds = statistics.median(
+        _typical(run.seconds[1:] or run.seconds, setting.finetune.validate_every) for run in runs
+    )
     return {
-        "method": run.way,
-        "images_per_second": round(len(run.setting.train.labels) / seconds, 2),
+        "method": runs[0].way,
+        "images_per_second": round(len(setting.train.labels) / seconds, 2),
         "epoch_seconds": round(seconds, 4),
-        "first_epoch_seconds": round(run.seconds[0], 4),
-        "loss": None if math.isnan(run.losses[-1]) else round(run.losses[-1], 4),
+        "first_epoch_seconds": round(runs[0].seconds[0], 4),
+        "loss": None if math.isnan(last[0]) else round(statistics.mean(last), 4),
+        **({"loss_std": round(statistics.stdev(last), 4)} if len(last) > 1 else {}),
     }
 
 
-def _point(run: _Run) -> Row:
-    epochs = run.setting.finetune.epochs
-    row = _row(run)
-    after = (epochs - 1) * row["epoch_seconds"]
-    return {"method": run.way, "epochs": epochs, "seconds_after_first": round(after, 3), "loss": row["loss"]}
+def _point(runs: Sequence[_Run]) -> Row:
+    epochs = runs[0].setting.finetune.epochs
+    row = _row(runs)
+    after = round((epochs - 1) * row["epoch_seconds"], 3)
+    return {"method": row["method"], "epochs": epochs, "seconds_after_first": after, "loss": row["loss"]}
 
 
 def _at_equal_loss(curve: Sequence[Row]) -> float | None:
@@ -261,17 +277,17 @@ def _typical(seconds: list[float], every: int) -> float:
     return statistics.mean(statistics.median(seconds[turn::every]) for turn in range(min(every, len(seconds))))
 
 
-def way_of(way: str, setting: Setting, scratch: Path) -> Epoch:
+def way_of(way: str, setting: Setting, scratch: Path, seed: int = 0) -> Epoch:
     """One of WAYS, ready to run its first epoch, with a backbone of its own."""
     if way == "frozen_forward":
         return _forward(setting)
     if way.startswith("peft"):
         blocks = setting.backbone.depth if way == "peft_all_blocks" else setting.backbone.adapted_blocks
-        return _peft(setting, blocks, setting.finetune.patch_dropout if way == "peft_patch_dropout" else 0.0)
-    return _ours(_lesson(setting, scratch, cached=way == "cached"), scratch)
+        return _peft(setting, blocks, setting.finetune.patch_dropout if way == "peft_patch_dropout" else 0.0, seed)
+    return _ours(_lesson(setting, scratch, way == "cached", seed), scratch)
 
 
-def _lesson(setting: Setting, scratch: Path, cached: bool = True) -> Lesson:
+def _lesson(setting: Setting, scratch: Path, cached: bool = True, seed: int = 0) -> Lesson:
     vit = setting.vit()
     splits = []
     for name, images in (("train", setting.train), ("val", setting.val)):
@@ -281,14 +297,16 @@ def _lesson(setting: Setting, scratch: Path, cached: bool = True) -> Lesson:
             tokens, _ = trunk_outputs(vit, images.paths, images.digests, setting.limits, cache, f"bench {name}")
         split = Split(cast(Tokens, tokens), images.labels)
         splits.append(split.near(vit.device) if cached else split)
-    trained = attach(vit, {}, setting.finetune, seed=0)
-    return Lesson("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, 0)
+    trained = attach(vit, {}, setting.finetune, seed)
+    return Lesson("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, seed)
 
 
 def _ours(lesson: Lesson, scratch: Path) -> Epoch:
     """The product's own loop."""
     width, images = 2 * lesson.vit.width, len(lesson.train)
-    state = TrainingState.begin(lesson.trained.parameters(), width, lesson.classes, images, lesson.settings, 0)
+    state = TrainingState.begin(
+        lesson.trained.parameters(), width, lesson.classes, images, lesson.settings, lesson.seed
+    )
     never = Checkpoints(scratch / "checkpoints", every=math.inf)
 
     def epoch() -> float:
@@ -300,15 +318,15 @@ def _ours(lesson: Lesson, scratch: Path) -> Epoch:
     return epoch
 
 
-def _peft(setting: Setting, blocks: int, dropout: float = 0.0) -> Epoch:
+def _peft(setting: Setting, blocks: int, dropout: float = 0.0, seed: int = 0) -> Epoch:
     """LoRA of PEFT on the last `blocks` blocks, and the loop of its examples: the whole network in every step.
 
     With `dropout`, a share of the patches is left out of the whole network, by timm's own layer.
     """
-    vit, settings, random = setting.vit(), setting.finetune, torch.Generator().manual_seed(0)
+    vit, settings, random = setting.vit(), setting.finetune, torch.Generator().manual_seed(seed)
     numbers = "|".join(str(number) for number in range(setting.backbone.depth - blocks, setting.backbone.depth))
     layers = "|".join(layer.replace(".", r"\.") for layer in LINEAR_LAYERS)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     patch_drop: nn.Module = PatchDropout(dropout, vit.model.num_prefix_tokens) if dropout else nn.Identity()
     vit.model.set_submodule("patch_drop", patch_drop)
     rank = settings.rank

@@ -43,6 +43,7 @@ def train(
     tasks: Annotated[int, typer.Option(min=0, help="Measure the cost of task t up to this one.")] = 50,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
     lengths: Annotated[str, typer.Option(help="Fewer epochs to train for as well, as 10,14: loss against time.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Over which the losses of ours and PEFT's are averaged.")] = 1,
 ) -> None:
     """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
     from components.bench_train import bench_train
@@ -52,7 +53,7 @@ def train(
     shorter = _numbers("--lengths", lengths) if lengths else []
     if shorter and max(shorter) >= epochs:
         raise IntaglioError(f"--lengths {lengths!r}: expected numbers below --epochs {epochs}")
-    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter))
+    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter, seeds))
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -171,7 +171,7 @@ class Ease:
 
     def predict(self, images: Images) -> Answer:
         """The class of the largest weighted cosine."""
-        scores = [self._scores(images, task) for task in range(self._tasks())]
+        scores = self._scores(images, range(self._tasks()))
         first = np.concatenate([[0], np.cumsum([own.shape[1] for own in scores])])[:-1]
         best = np.concatenate(scores, axis=1).argmax(axis=1)
         task = np.searchsorted(first, best, side="right") - 1
@@ -179,7 +179,7 @@ class Ease:
 
     def within(self, images: Images, task: int) -> Indices:
         """The same among the task's classes."""
-        return cast(Indices, self._scores(images, task).argmax(axis=1))
+        return cast(Indices, self._scores(images, [task])[0].argmax(axis=1))
 
     def stored_bytes(self) -> int:
         """All modules, and every class's mean in every space."""
@@ -188,12 +188,13 @@ class Ease:
     def _tasks(self) -> int:
         return sum(space == task for space, task in self._means)
 
-    def _scores(self, images: Images, task: int) -> Vector:
-        total: Vector = np.zeros((len(images), len(self._means[task, task])))
+    def _scores(self, images: Images, tasks: Sequence[int]) -> list[Vector]:
+        """Of the classes of each of some tasks, (n, C)."""
+        total: list[Vector] = [np.zeros((len(images), len(self._means[task, task]))) for task in tasks]
         for space in range(self._tasks()):
-            weight = 1.0 if space == task else self.others
             h = _unit(self.modules.embed(space, images).astype(np.float64))
-            total = total + weight * (h @ _unit(self._means[space, task]).T)
+            for scores, task in zip(total, tasks, strict=True):
+                scores += (1.0 if space == task else self.others) * (h @ _unit(self._means[space, task]).T)
         return total
 
 
