@@ -28,7 +28,8 @@ class _Product(torch.autograd.Function):
     """y = x W^T + bias + (x A^T) diag(1, s) B, where the last q directions of A and B are the frozen past.
 
     x (n, in), weight (out, in), bias (out,), a (r, in), b (r, out), s (q,), old_a (q, in), old_b (q, out) -> (n, out).
-    Computed in the dtype of `weight`: casts in here are no steps of autograd, which returns gradients in their input's.
+    y is of the dtype `wanted`, a gradient of its input's; the products are in that of `weight`. Casts in here are no
+    steps of autograd.
     """
 
     @staticmethod
@@ -42,6 +43,7 @@ class _Product(torch.autograd.Function):
         s: Tensor,
         old_a: Tensor,
         old_b: Tensor,
+        wanted: torch.dtype,
     ) -> Tensor:
         x, a, b, s = (tensor.to(weight.dtype) for tensor in (x, a, b, s))
         down, up = (torch.cat([a, old_a]), torch.cat([b, old_b])) if len(s) else (a, b)
@@ -49,18 +51,19 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight, down, up, s, inner)
         if len(s):
             up = torch.cat([b, old_b * s[:, None]])
-        return functional.linear(x, weight, bias).addmm_(inner, up)
+        return functional.linear(x, weight, bias).addmm_(inner, up).to(wanted)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, s, inner = ctx.saved_tensors
+        dy = dy.to(weight.dtype)
         rank, outer, ds = len(down) - len(s), dy @ up.T, None
         if len(s):
             ds = (outer[:, rank:] * inner[:, rank:]).sum(dim=0)
             outer[:, rank:] *= s
         dx = (dy @ weight).addmm_(outer, down) if ctx.needs_input_grad[0] else None
-        return dx, None, None, outer[:, :rank].T @ x, inner[:, :rank].T @ dy, ds, None, None
+        return dx, None, None, outer[:, :rank].T @ x, inner[:, :rank].T @ dy, ds, None, None, None
 
 
 def outside(factor: Tensor, basis: Tensor) -> Tensor:
@@ -109,16 +112,15 @@ class AdaptedLinear(nn.Module):
 
     def component(self) -> tuple[Tensor, Tensor]:
         """The new component's factors a (r, in) and b (r, out), float32, orthogonal to the past."""
-        with torch.autocast(self.a.device.type, enabled=False):
-            return outside(self.a, self.basis_a), outside(self.b, self.basis_b)
+        return outside(self.a, self.basis_a), outside(self.b, self.basis_b)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, in) -> (n, tokens, out), in the layer's dtype."""
-        a, b = self.component()
-        rows = x.reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
+        """(n, tokens, in) -> (n, tokens, out): in the layer's dtype under autocast, else in that of x."""
+        device, rows = x.device.type, x.reshape(-1, x.shape[-1])
+        wanted = self.weight.dtype if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
             y = _Product.apply(  # type: ignore[no-untyped-call]
-                rows, self.weight, self.bias, a, b, self.s, self.old_a, self.old_b
+                rows, self.weight, self.bias, *self.component(), self.s, self.old_a, self.old_b, wanted
             )
         return cast(Tensor, y).view(*x.shape[:-1], -1)
 
@@ -168,9 +170,6 @@ def attach(vit: Vit, past: Module, finetune: Finetune, seed: int) -> Trainable:
             reused, avoided = known if finetune.reuse else none, known if finetune.orthogonal else none
             layers[name] = AdaptedLinear(base, reused, finetune.rank, dtype, avoided)
             vit.model.set_submodule(name, layers[name])
-        if dtype == torch.bfloat16 and vit.device.type == "cpu":
-            # The backward pass of torch's fused attention takes ten times as long in bfloat16 there: measured.
-            cast(Any, vit.blocks[number]).attn.fused_attn = False
     return Trainable(layers, past if finetune.reuse else {})
 
 

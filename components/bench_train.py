@@ -1,8 +1,9 @@
 """What an epoch of fine-tuning costs: ours with and without the trunk's cache, and the PEFT loop a user would write.
 
 Every way learns the same images in the same batches with the same optimizer, schedule, head and loss, and validates
-after the same epochs on whole images; the rivals have the images decoded in memory. The ways take turns, an epoch
-each, so that a busy machine slows all of them alike. Memory is measured in a fresh process each.
+after the same epochs on whole images. All begin with image files: the rivals keep the decoded images in memory, and
+decoding them is part of their first epoch. The ways take turns, an epoch each, so that a busy machine slows all of them
+alike. Memory is measured in a fresh process each.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all ways share."""
+    """What all ways share; `decoding` is how many seconds it took to decode both splits."""
 
     root: Path
     backbone: Backbone
@@ -69,6 +70,7 @@ class Setting:
     train: Images
     val: Images
     classes: int
+    decoding: float
 
     def vit(self) -> Vit:
         """A backbone of one's own."""
@@ -99,6 +101,7 @@ def bench_train(
     memory: bool = True,
     lengths: Sequence[int] = (),
     seeds: int = 1,
+    ways: Sequence[str] = WAYS,
 ) -> Row:
     """Measure every way on the largest task of the project at `root`, whose stage `validate` has run.
 
@@ -111,12 +114,13 @@ def bench_train(
         memory: whether to measure peak memory, one fresh process for each way.
         lengths: other numbers of epochs, below `epochs`, that ours and PEFT's loop train for as well.
         seeds: of initial factors and orders of the images, over which the losses of those two are averaged.
+        ways: those of WAYS to measure; those two are always among them.
     """
     setting = _setting(root, blocks, images, epochs)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
-        rows, curve = _measure(setting, Path(scratch), lengths, seeds)
-        gpu = _gpu(setting, Path(scratch)) if setting.device.type == "cuda" else {}
-        cost = task_cost(_lesson(setting, Path(scratch)), setting.vit, Path(scratch) / "modules", tasks)
+        rows, curve = _measure(setting, Path(scratch), lengths, seeds, ways)
+        gpu = _gpu(setting, Path(scratch), [row["method"] for row in rows]) if setting.device.type == "cuda" else {}
+        cost = task_cost(_lesson(setting, Path(scratch), setting.vit()), setting.vit, Path(scratch) / "modules", tasks)
     by_method = {row["method"]: row for row in rows}
     slow = by_method["peft_same_blocks"]
     for row in rows:
@@ -147,15 +151,18 @@ def _setting(root: Path, blocks: int, images: int, epochs: int) -> Setting:
     classes = sorted(tables[task]["label"].unique())
     train, val = split_of(tables[task], "train"), split_of(tables[task], "val")
     share = min(1.0, images / len(train))
+    start = time.perf_counter()
+    learned, held_out = (_read(root, config, task, split, share, classes) for split in (train, val))
     return Setting(
         root,
         backbone,
         config.finetune.model_copy(update={"epochs": epochs, "patience": epochs}),
         Limits.of(config.data),
         choose_device(config.device),
-        _read(root, config, task, train, share, classes),
-        _read(root, config, task, val, share, classes),
+        learned,
+        held_out,
         len(classes),
+        time.perf_counter() - start,
     )
 
 
@@ -178,31 +185,28 @@ class _Run:
     losses: list[float] = field(default_factory=list)
 
 
-def _measure(setting: Setting, scratch: Path, lengths: Sequence[int], seeds: int) -> tuple[list[Row], list[Row]]:
+def _measure(
+    setting: Setting, scratch: Path, lengths: Sequence[int], seeds: int, ways: Sequence[str]
+) -> tuple[list[Row], list[Row]]:
     """A row for every way, and one for every length of ours and of PEFT's; all take turns, an epoch each."""
-    runs = [_Run(way, setting) for way in WAYS if way not in COMPARED]
+    ways = [way for way in WAYS if way in {*ways, *COMPARED}]
+    runs = [_Run(way, setting) for way in ways if way not in COMPARED]
     for length in sorted({*lengths, setting.finetune.epochs}):
         runs += [_Run(way, _of_length(setting, length), seed) for seed in range(seeds) for way in COMPARED]
-    # The first to ask for the trunk's outputs pays for them: it is what a first epoch costs.
+    # The first one to ask for the trunk pays for it in its first epoch: the first seed of the longest training.
     runs.sort(key=lambda run: (WAYS.index(run.way), -run.setting.finetune.epochs, run.seed))
-    epochs: list[Epoch] = []
-    for run in runs:
-        start = time.perf_counter()
-        epochs.append(way_of(run.way, run.setting, scratch, run.seed))
-        # What the cached way prepares, the trunk of every image, is a part of its first epoch; loading is nobody's.
-        run.seconds.append(time.perf_counter() - start if run.way == "cached" else 0.0)
+    epochs = [way_of(run.way, run.setting, scratch, run.seed) for run in runs]
     for number in range(setting.finetune.epochs):
         for run, epoch in zip(runs, epochs, strict=True):
             if number < run.setting.finetune.epochs:
                 start = time.perf_counter()
                 run.losses.append(epoch())
                 bench_gpu.wait_for(setting.device)
-                spent = time.perf_counter() - start
-                run.seconds = [run.seconds[0] + spent] if number == 0 else [*run.seconds, spent]
+                run.seconds.append(time.perf_counter() - start)
     alike: dict[tuple[str, int], list[_Run]] = {}
     for run in runs:
         alike.setdefault((run.way, run.setting.finetune.epochs), []).append(run)
-    whole = [_row(alike[way, setting.finetune.epochs]) for way in WAYS]
+    whole = [_row(alike[way, setting.finetune.epochs]) for way in ways]
     return whole, [_point(own) for (way, _), own in sorted(alike.items()) if way in COMPARED]
 
 
@@ -213,6 +217,7 @@ def _of_length(setting: Setting, epochs: int) -> Setting:
 def _row(runs: Sequence[_Run]) -> Row:
     """Of trainings that differ in their seed: the median of their epochs, the mean of their losses."""
     setting, last = runs[0].setting, [run.losses[-1] for run in runs]
+    decoding = 0.0 if runs[0].way == "cached" else setting.decoding  # ours decodes files as it goes
     seconds = statistics.median(
         _typical(run.seconds[1:] or run.seconds, setting.finetune.validate_every) for run in runs
     )
@@ -220,7 +225,7 @@ def _row(runs: Sequence[_Run]) -> Row:
         "method": runs[0].way,
         "images_per_second": round(len(setting.train.labels) / seconds, 2),
         "epoch_seconds": round(seconds, 4),
-        "first_epoch_seconds": round(runs[0].seconds[0], 4),
+        "first_epoch_seconds": round(runs[0].seconds[0] + decoding, 4),
         "loss": None if math.isnan(last[0]) else round(statistics.mean(last), 4),
         **({"loss_std": round(statistics.stdev(last), 4)} if len(last) > 1 else {}),
     }
@@ -241,7 +246,7 @@ def _at_equal_loss(curve: Sequence[Row]) -> float | None:
     return round(longest["seconds_after_first"] / min(as_good), 3) if as_good else None
 
 
-def _gpu(setting: Setting, scratch: Path) -> Row:
+def _gpu(setting: Setting, scratch: Path, ways: Sequence[str]) -> Row:
     """How well every way uses the GPU in epochs that end without a validation."""
     endless = {"epochs": bench_gpu.EPOCHS + 10, "validate_every": bench_gpu.EPOCHS + 10}
     setting = replace(setting, finetune=setting.finetune.model_copy(update=endless))
@@ -267,7 +272,7 @@ def _gpu(setting: Setting, scratch: Path) -> Row:
     }
     works = {
         way: bench_gpu.Work(partial(way_of, way, setting, scratch), images[way], images[way] * each[way])
-        for way in WAYS
+        for way in ways
     }
     return bench_gpu.gpu_rows(works, setting.device)
 
@@ -284,11 +289,11 @@ def way_of(way: str, setting: Setting, scratch: Path, seed: int = 0) -> Epoch:
     if way.startswith("peft"):
         blocks = setting.backbone.depth if way == "peft_all_blocks" else setting.backbone.adapted_blocks
         return _peft(setting, blocks, setting.finetune.patch_dropout if way == "peft_patch_dropout" else 0.0, seed)
-    return _ours(_lesson(setting, scratch, way == "cached", seed), scratch)
+    return _ours(setting, scratch, way == "cached", seed)
 
 
-def _lesson(setting: Setting, scratch: Path, cached: bool = True, seed: int = 0) -> Lesson:
-    vit = setting.vit()
+def _lesson(setting: Setting, scratch: Path, vit: Vit, cached: bool = True, seed: int = 0) -> Lesson:
+    """Everything ready to be learned from; cached: the trunk of every image is computed, or was."""
     splits = []
     for name, images in (("train", setting.train), ("val", setting.val)):
         tokens: Tokens | _Fresh = _Fresh(vit, images.pixels)
@@ -301,17 +306,21 @@ def _lesson(setting: Setting, scratch: Path, cached: bool = True, seed: int = 0)
     return Lesson("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, seed)
 
 
-def _ours(lesson: Lesson, scratch: Path) -> Epoch:
-    """The product's own loop."""
-    width, images = 2 * lesson.vit.width, len(lesson.train)
-    state = TrainingState.begin(
-        lesson.trained.parameters(), width, lesson.classes, images, lesson.settings, lesson.seed
-    )
+def _ours(setting: Setting, scratch: Path, cached: bool, seed: int) -> Epoch:
+    """The product's own loop. Its first epoch begins with what the stage begins with."""
+    vit, begun = setting.vit(), list[tuple[Lesson, TrainingState]]()
     never = Checkpoints(scratch / "checkpoints", every=math.inf)
+
+    def begin() -> tuple[Lesson, TrainingState]:
+        lesson = _lesson(setting, scratch, vit, cached, seed)
+        parameters, images = lesson.trained.parameters(), len(lesson.train)
+        return lesson, TrainingState.begin(parameters, 2 * vit.width, lesson.classes, images, lesson.settings, seed)
 
     def epoch() -> float:
         deterministic()  # as the stage is
-        loss = train_epoch(lesson, state, never).val_loss
+        if not begun:
+            begun.append(begin())
+        loss = train_epoch(*begun[0], never).val_loss
         deterministic(wanted=False)
         return loss
 

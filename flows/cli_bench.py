@@ -44,16 +44,20 @@ def train(
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
     lengths: Annotated[str, typer.Option(help="Fewer epochs to train for as well, as 10,14: loss against time.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Over which the losses of ours and PEFT's are averaged.")] = 1,
+    only: Annotated[str, typer.Option("--ways", help="Ways to compare, beside ours and PEFT's; default: all.")] = "",
 ) -> None:
     """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
-    from components.bench_train import bench_train
+    from components.bench_train import WAYS, bench_train
     from components.io import write_json
     from flows.settings import find_root
 
     shorter = _numbers("--lengths", lengths) if lengths else []
     if shorter and max(shorter) >= epochs:
         raise IntaglioError(f"--lengths {lengths!r}: expected numbers below --epochs {epochs}")
-    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter, seeds))
+    ways = only.split(",") if only else WAYS
+    if unknown := [way for way in ways if way not in WAYS]:
+        raise IntaglioError(f"--ways {unknown[0]!r}: unknown; known: {', '.join(WAYS)}")
+    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter, seeds, ways))
 
 
 def _numbers(option: str, text: str) -> list[int]:
