@@ -26,13 +26,13 @@ from components.embed import BATCH, Embeddings, Pixels, pixel_batches
 from components.engine import embed_pixels
 from components.images import Limits
 from components.io import read_json
+from components.lora import PeftModel
 from components.machine import peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.predict import Prediction, Predictor
 from components.retrieve import choose_task
 from components.shortlist import Found, TaskFinder
 from components.synthetic import stretch
-from components.vision import PeftModel
 
 ENGINES = ("backbone", "shortlist", "shortlist_bf16", "shortlist_even", "exact", "peft_set_adapter", "peft_mixed")
 TASKS = (2, 5, 10, 20, 50, 100)

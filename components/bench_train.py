@@ -34,13 +34,14 @@ from components.checkpoint import Checkpoints
 from components.config import Backbone, Config, Finetune, load_config
 from components.embed import Pixels, pixel_batches
 from components.images import Limits
+from components.lora import LoraConfig, get_peft_model
 from components.machine import peak_memory_of, print_peak_memory
 from components.manifest import read_manifest, split_of
 from components.modules import LINEAR_LAYERS
 from components.train import Lesson, Split, deterministic, kept_tokens, rate, train_epoch, validated_in
 from components.training_state import TrainingState
 from components.trunk_cache import HalfTokens, Rows, Tokens, TrunkCache, trunk_outputs
-from components.vision import LoraConfig, PatchDropout, get_peft_model
+from components.vision import PatchDropout
 
 WAYS = ("cached", "uncached", "peft_same_blocks", "peft_patch_dropout", "peft_all_blocks", "frozen_forward")
 COMPARED = ("cached", "peft_same_blocks")  # ours and the loop that a user would write

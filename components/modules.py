@@ -19,7 +19,6 @@ from components.backbone import Vit
 from components.config import BASE
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_arrays, read_json, sha256_file, write_arrays, write_json
-from components.vision import LoraConfig
 
 Matrix = NDArray[np.float32]
 _PREFIX = "base_model.model."  # of a layer's name in PEFT's files
@@ -78,13 +77,6 @@ def orthonormal_basis(columns: NDArray[Any]) -> Matrix:
         return np.zeros((columns.shape[0], 0), dtype=np.float32)
     u, sigma, _ = np.linalg.svd(columns.astype(np.float64), full_matrices=False)
     return cast(Matrix, u[:, sigma > sigma[0] * 1e-6].astype(np.float32))
-
-
-def _lora_config(vit: Vit, rank: int) -> LoraConfig:
-    blocks = "|".join(str(number) for number in range(vit.trunk_depth, len(vit.model.blocks)))
-    layers = "|".join(re.escape(layer) for layer in LINEAR_LAYERS)
-    # lora_alpha = r makes PEFT's scaling 1, so that the stored factors are the update itself.
-    return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=rf"blocks\.({blocks})\.({layers})")
 
 
 def read_past(folder: Path, previous: str, budget: int) -> dict[str, LowRank]:
@@ -218,8 +210,18 @@ def _write_adapter(folder: Path, updates: Module, vit: Vit, rank: int) -> None:
         # In half precision: half the size, and the update changes by a relative 2^-11.
         arrays[f"{prefix}.lora_A.weight"] = np.pad(update.a, ((0, missing), (0, 0))).astype(np.float16)
         arrays[f"{prefix}.lora_B.weight"] = np.pad(update.b, ((0, 0), (0, missing))).astype(np.float16)
-    config = _lora_config(vit, rank)
-    config.inference_mode = True
-    folder.mkdir(parents=True)
-    config.save_pretrained(str(folder))
+    write_json(folder / "adapter_config.json", _adapter_config(vit, rank))
     write_arrays(folder / "adapter_model.safetensors", arrays)
+
+
+def _adapter_config(vit: Vit, rank: int) -> dict[str, Any]:
+    """PEFT's description of a LoRA, of its fields those that are not as PEFT has them anyway."""
+    blocks = "|".join(str(number) for number in range(vit.trunk_depth, len(vit.model.blocks)))
+    layers = "|".join(re.escape(layer) for layer in LINEAR_LAYERS)
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,  # PEFT's scaling is then 1: the stored factors are the update itself
+        "target_modules": rf"blocks\.({blocks})\.({layers})",
+        "inference_mode": True,
+    }

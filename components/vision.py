@@ -1,4 +1,4 @@
-"""The door to timm and peft, which both import torchvision: it makes torchvision importable first."""
+"""The door to timm, which imports torchvision: it makes torchvision importable first."""
 
 from __future__ import annotations
 
@@ -26,17 +26,8 @@ def _declare_torchvision_operators() -> None:
 
 _declare_torchvision_operators()
 
-from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from timm import create_model  # noqa: E402
 from timm.layers.patch_dropout import PatchDropout  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
 
-__all__ = [
-    "LoraConfig",
-    "PatchDropout",
-    "PeftModel",
-    "VisionTransformer",
-    "checkpoint_filter_fn",
-    "create_model",
-    "get_peft_model",
-]
+__all__ = ["PatchDropout", "VisionTransformer", "checkpoint_filter_fn", "create_model"]

@@ -29,7 +29,6 @@ SERVING_PACKAGES = (
     "mlflow",
     "numpy",
     "pandas",
-    "peft",
     "pillow",
     "pyarrow",
     "pydantic",

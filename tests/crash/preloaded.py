@@ -41,7 +41,6 @@ MODULES = [
     "great_expectations",
     "pandas",
     "sklearn.mixture",
-    "peft",
     "timm",
     "dvc.cli",
     "dvc.repo.reproduce",

@@ -18,7 +18,8 @@ from components.config import BASE, Config
 from components.engine import MERGE_FROM, Engine, embed_pixels
 from components.errors import IntaglioError
 from components.io import sha256_file
-from components.vision import PeftModel, create_model
+from components.lora import PeftModel
+from components.vision import create_model
 
 TASKS = ("low", "middle", "high")
 Loader = Callable[..., Engine]
