@@ -8,7 +8,7 @@ install = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.v
 	$(BIN)/uv pip install -q --system-certs --compile-bytecode -c constraints.txt -e '$(1)' || \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '$(1)'
 
-.PHONY: run test crash format clean
+.PHONY: run test types behaviour crash format clean
 
 run: .venv/run.stamp
 	@$(BIN)/intaglio run
@@ -16,8 +16,14 @@ run: .venv/run.stamp
 test: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@# Side by side: with nothing cached mypy takes minutes, on one core.
+	@$(MAKE) --no-print-directory --jobs 2 types behaviour
+
+types: .venv/test.stamp
+	$(BIN)/mypy
+
+behaviour: .venv/test.stamp
 	@# Files in the order of their names: xdist's own begins with many small tests and ends with a few that take minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term --cov-fail-under=90
