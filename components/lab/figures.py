@@ -21,8 +21,10 @@ _STYLE |= {"axes.spines.right": False, "figure.constrained_layout.use": True}
 def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
     """accuracy_final of every method ± one standard deviation, a panel per stream; uncapped cells, if any.
 
-    Of a method with several variants, the plainest; a star marks one with settings of its own.
+    Of a method with several variants, the plainest; a star marks one with settings of its own. Streams on which a
+    single method ran have nothing to compare, and no panel unless there are no others.
     """
+    summaries = {name: own for name, own in summaries.items() if own["method"].nunique() > 1} or summaries
     with mpl.rc_context(_STYLE):
         tallest = max(table["method"].nunique() for table in summaries.values())
         figure = Figure(figsize=(3.4 * min(3, len(summaries)), 0.19 * tallest * _rows(len(summaries)) + 1))
