@@ -1,4 +1,4 @@
-"""The door to PEFT, for benches alone: to import it takes half as long again as all else that a stage imports.
+"""The door to PEFT, for benches alone: its import would be about a quarter of what a stage loads.
 
 Modules are stored as plain PEFT adapters (components/modules.py), which needs none of its code.
 """
