@@ -31,7 +31,7 @@ from components.adapt import attach
 from components.backbone import Vit, autocast, choose_device, load_vit
 from components.bench_chain import task_cost
 from components.checkpoint import Checkpoints
-from components.config import Backbone, Config, Finetune, load_config
+from components.config import Backbone, Config, Finetune, load_config, with_settings
 from components.embed import Pixels, pixel_batches
 from components.images import Limits
 from components.lora import LoraConfig, get_peft_model
@@ -103,6 +103,7 @@ def bench_train(
     lengths: Sequence[int] = (),
     seeds: int = 1,
     ways: Sequence[str] = WAYS,
+    settings: Sequence[str] = (),
 ) -> Row:
     """Measure every way on the largest task of the project at `root`, whose stage `validate` has run.
 
@@ -116,8 +117,12 @@ def bench_train(
         lengths: other numbers of epochs, below `epochs`, that ours and PEFT's loop train for as well.
         seeds: of initial factors and orders of the images, over which the losses of those two are averaged.
         ways: those of WAYS to measure; those two are always among them.
+        settings: other values of params.yaml, as finetune.patch_dropout=0.68; what a rival has no use for, it ignores.
+
+    Raises:
+        IntaglioError: an impossible setting.
     """
-    setting = _setting(root, blocks, images, epochs)
+    setting = _setting(root, blocks, images, epochs, settings)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
         rows, curve = _measure(setting, Path(scratch), lengths, seeds, ways)
         gpu = _gpu(setting, Path(scratch), [row["method"] for row in rows]) if setting.device.type == "cuda" else {}
@@ -126,7 +131,7 @@ def bench_train(
     slow = by_method["peft_same_blocks"]
     for row in rows:
         row["speedup_over_peft_same_blocks"] = round(slow["epoch_seconds"] / row["epoch_seconds"], 3)
-        row["peak_memory_mb"] = peak_memory_of(__name__, root, blocks, row["method"]) if memory else None
+        row["peak_memory_mb"] = peak_memory_of(__name__, root, blocks, row["method"], *settings) if memory else None
         print(_line(row), flush=True)
     return {
         "device": bench_gpu.device_name(setting.device),
@@ -134,6 +139,7 @@ def bench_train(
         "images": len(setting.train.labels),
         "val_images": len(setting.val.labels),
         "batch_size": setting.finetune.batch_size,
+        "patch_dropout": setting.finetune.patch_dropout,
         "epochs": epochs,
         "rows": rows,
         "seeds": seeds,
@@ -144,8 +150,8 @@ def bench_train(
     }
 
 
-def _setting(root: Path, blocks: int, images: int, epochs: int) -> Setting:
-    config = load_config(root / "params.yaml")
+def _setting(root: Path, blocks: int, images: int, epochs: int, settings: Sequence[str]) -> Setting:
+    config = with_settings(load_config(root / "params.yaml"), settings)
     tables = {task: read_manifest(root, task) for task in config.tasks}
     task = max(tables, key=lambda name: len(split_of(tables[name], "train")))
     backbone = config.backbone.model_copy(update={"adapted_blocks": blocks})
@@ -398,8 +404,9 @@ def _forward(setting: Setting) -> Epoch:
     return epoch
 
 
-def _two_steps(root: Path, blocks: int, way: str) -> None:
-    setting = _setting(root, blocks, 2 * load_config(root / "params.yaml").finetune.batch_size, 1)
+def _two_steps(root: Path, blocks: int, way: str, *settings: str) -> None:
+    batch = with_settings(load_config(root / "params.yaml"), settings).finetune.batch_size
+    setting = _setting(root, blocks, 2 * batch, 1, settings)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
         way_of(way, setting, Path(scratch))()
     print_peak_memory()
@@ -413,4 +420,4 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    _two_steps(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    _two_steps(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

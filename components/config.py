@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,6 +214,27 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
     if problems:
         raise IntaglioError("\n".join(f"{path}: {line}" for line in problems))
     return config
+
+
+def with_settings(config: Config, settings: Iterable[str]) -> Config:
+    """The configuration with some values changed, each given as section.key=value.
+
+    Raises:
+        IntaglioError: not of this form, an unknown key, or an impossible value.
+    """
+    values = config.model_dump()
+    for setting in settings:
+        place, sign, value = setting.partition("=")
+        section, _, key = place.partition(".")
+        if not sign or key not in values.get(section, {}):
+            raise IntaglioError(f"--set {setting!r}: expected a key of params.yaml and a value, as finetune.rank=4")
+        values[section][key] = YAML(typ="safe").load(value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise IntaglioError(f"--set {where}: {problem['msg'].lower()}, got {problem['input']!r}") from None
 
 
 def _contradictions(config: Config) -> Iterator[str]:

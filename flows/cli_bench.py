@@ -11,6 +11,8 @@ from components.errors import IntaglioError
 
 bench = typer.Typer(help="Measure.", no_args_is_help=True)
 
+Set = Annotated[list[str] | None, typer.Option("--set", help="As finetune.rank=4; may be repeated.")]
+
 
 @bench.command()
 def inference(
@@ -45,6 +47,7 @@ def train(
     lengths: Annotated[str, typer.Option(help="Fewer epochs to train for as well, as 10,14: loss against time.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Over which the losses of ours and PEFT's are averaged.")] = 1,
     only: Annotated[str, typer.Option("--ways", help="Ways to compare, beside ours and PEFT's; default: all.")] = "",
+    settings: Set = None,
 ) -> None:
     """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
     from components.bench_train import WAYS, bench_train
@@ -57,7 +60,8 @@ def train(
     ways = only.split(",") if only else WAYS
     if unknown := [way for way in ways if way not in WAYS]:
         raise IntaglioError(f"--ways {unknown[0]!r}: unknown; known: {', '.join(WAYS)}")
-    write_json(report, bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter, seeds, ways))
+    found = bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter, seeds, ways, settings or ())
+    write_json(report, found)
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -130,7 +134,7 @@ def quality(
     orders: Annotated[int, typer.Option(min=1, help="Orders of the tasks; the first is the declared one.")] = 3,
     train_images: Annotated[int | None, typer.Option(min=4, help="Of each task at most, validation included.")] = None,
     test_images: Annotated[int | None, typer.Option(min=1, help="Of each task at most.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="As finetune.rank=4; may be repeated.")] = None,
+    settings: Set = None,
     data: Data = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the seeds.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; default: .intaglio/lab/results.")] = None,

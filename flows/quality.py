@@ -6,19 +6,16 @@ import datetime
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
-from ruamel.yaml import YAML
 
 from components.backbone import choose_device
 from components.bench_gpu import device_name
-from components.config import Config, load_config
-from components.errors import IntaglioError
+from components.config import Config, load_config, with_settings
 from components.io import read_table, write_json, write_table
 from components.lab.cell import Row
 from components.lab.episode import Caps, make_episode
@@ -53,27 +50,6 @@ def laboratory(root: Path, data: Sequence[Path], settings: Sequence[str] = ()) -
     return Laboratory(
         root, root / ".intaglio" / "lab", places, with_settings(load_config(root / "params.yaml"), settings)
     )
-
-
-def with_settings(config: Config, settings: Iterable[str]) -> Config:
-    """The configuration with some values changed, each given as section.key=value.
-
-    Raises:
-        IntaglioError: not of this form, an unknown key, or an impossible value.
-    """
-    values = config.model_dump()
-    for setting in settings:
-        place, sign, value = setting.partition("=")
-        section, _, key = place.partition(".")
-        if not sign or key not in values.get(section, {}):
-            raise IntaglioError(f"--set {setting!r}: expected a key of params.yaml and a value, as finetune.rank=4")
-        values[section][key] = YAML(typ="safe").load(value)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise IntaglioError(f"--set {where}: {problem['msg'].lower()}, got {problem['input']!r}") from None
 
 
 def chosen_methods(names: str) -> tuple[str, ...]:

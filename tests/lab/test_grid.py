@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from components.config import with_settings
 from components.errors import IntaglioError
 from components.io import read_json, read_table, write_json
 from components.lab.cell import Row
@@ -21,7 +22,7 @@ from components.lab.registry import METHODS
 from components.lab.results import write_results
 from components.lab.stream import load_stream
 from components.lab.theory import theory
-from flows.quality import Request, chosen_methods, quality, store_rows, with_settings
+from flows.quality import Request, chosen_methods, quality, store_rows
 
 METHOD_NAMES = ("frozen_ncm", "frozen_slda", "intaglio_frozen")
 

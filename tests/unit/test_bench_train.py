@@ -27,8 +27,18 @@ def test_every_way_learns_the_same(stream: Path) -> None:
 
 def test_loss_against_time_of_shorter_trainings(stream: Path) -> None:
     found = bench_train(
-        stream, blocks=2, images=32, epochs=4, tasks=0, memory=False, lengths=[1, 2], seeds=2, ways=COMPARED
+        stream,
+        blocks=2,
+        images=32,
+        epochs=4,
+        tasks=0,
+        lengths=[1, 2],
+        seeds=2,
+        ways=COMPARED,
+        settings=["finetune.patch_dropout=0.25"],
     )
+    assert found["patch_dropout"] == 0.25
+    assert all(row["peak_memory_mb"] > 0 for row in found["rows"])
     assert [row["method"] for row in found["rows"] if row["loss_std"] > 0] == list(COMPARED)
     curve = {(row["method"], row["epochs"]): row for row in found["curve"]}
     assert set(curve) == {(way, length) for way in COMPARED for length in (1, 2, 4)}
