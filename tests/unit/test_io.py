@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,23 @@ def test_a_failed_folder_leaves_the_old_folder_and_no_litter(tmp_path: Path) -> 
     with io.atomic_folder(folder) as temporary:
         (temporary / "b").write_text("new")
     assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+def test_what_a_killed_writer_kept_beside_its_output_is_removed_by_the_next(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    code = f"""
+from pathlib import Path
+import os, signal
+from components.io import scratch_folder
+with scratch_folder(Path({str(output)!r})) as folder:
+    (folder / "large").write_text("content")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with io.scratch_folder(output) as mine, io.scratch_folder(output) as another:
+        assert set(tmp_path.iterdir()) == {mine, another}  # of living writers nothing is removed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arrays_come_back_and_equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
