@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def _run_pip(requirement: str, sha256: str, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder)]
     command += ["--requirement", str(pins)]
+    env = {**os.environ, "TMPDIR": str(folder)}  # what pip unpacks goes with the folder, whoever is killed
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=env)
     except subprocess.TimeoutExpired:
         raise TransientError(
             f"{requirement}: no download after {_TIMEOUT:.0f} s; check the network, run again"

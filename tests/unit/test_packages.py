@@ -22,9 +22,10 @@ def fake_pip(
     """Put a stand-in for pip in place; returns the list of commands that it will be asked to run."""
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
         commands.append(command)
         folder = Path(command[command.index("--dest") + 1])
+        assert Path(env["TMPDIR"]) == folder  # nothing of a killed pip lies anywhere else
         for number in range(wheels if returncode == 0 else 0):
             (folder / f"thing-{number}-py3-none-any.whl").write_bytes(CONTENT)
         return subprocess.CompletedProcess(command, returncode, "", stderr)
