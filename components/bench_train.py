@@ -118,6 +118,7 @@ def bench_train(
         seeds: of initial factors and orders of the images, over which the losses of those two are averaged.
         ways: those of WAYS to measure; those two are always among them.
         settings: other values of params.yaml, as finetune.patch_dropout=0.68; what a rival has no use for, it ignores.
+            `blocks` and `epochs` stand above them.
 
     Raises:
         IntaglioError: an impossible setting.
