@@ -7,7 +7,6 @@ kept: if the newest is damaged, the one before it is as good, only older.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from components.errors import IntaglioError
+from components.fingerprint import code_fingerprint
 from components.io import Arrays, sha256_bytes, sha256_file, write_bytes
 
 # Not in params.yaml: it changes no result, and a change there would make DVC learn every task again.
@@ -52,15 +52,23 @@ class Checkpoints:
     _last: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, root: Path, name: str, inputs: Mapping[str, Any]) -> Checkpoints:
-        """Those of the computation `name` with these `inputs` (as JSON holds them) by this very code.
+    def open(cls, root: Path, name: str, inputs: Mapping[str, Any], code: str) -> Checkpoints:
+        """Open those of the computation `name` with these `inputs`, as made by the present `code`.
 
-        Checkpoints of `name` with other inputs lead to another result: they are removed.
+        Checkpoints of `name` with other inputs, or by other code, lead to another result: they are removed.
+
+        Args:
+            root: folder under which all checkpoints lie.
+            name: what is computed; one computation of a name at a time.
+            inputs: all that determines the result beside the code, as JSON holds it.
+            code: dotted name of the module that computes; all that it imports counts too.
 
         Raises:
             IntaglioError: the environment asks for an impossible interval.
         """
-        fingerprint = sha256_bytes(json.dumps({"inputs": inputs, "code": _code()}, sort_keys=True).encode())
+        fingerprint = sha256_bytes(
+            json.dumps({"inputs": inputs, "code": code_fingerprint(code)}, sort_keys=True).encode()
+        )
         folder = root / _FOLDER / name / fingerprint[:32]
         if folder.parent.is_dir():
             for stale in folder.parent.iterdir():
@@ -114,14 +122,6 @@ def _read(path: Path) -> Checkpoint | None:
             return Checkpoint(int(step), {name: file.get_tensor(name) for name in names}, facts)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
-
-
-def _code() -> str:
-    """Hash of this package: a checkpoint of other code may mean something else."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _seconds() -> float:

@@ -50,7 +50,7 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, replica: Replica)
     past = read_past(root / "models/modules", previous, settings.past_budget)
     classes = read_manifest(root, task)["label"].nunique()
     with replica.first_before_others():  # which also removes what other inputs left
-        checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, replica))
+        checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, replica), __name__)
     start = time.monotonic()
     views = {"train": settings.views, "val": 1}
     splits = {name: read_split(root, config, vit, task, name, replica, count) for name, count in views.items()}

@@ -10,17 +10,16 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from components import retrieve, scatter, signature, witnesses
 from components.backbone import choose_device, load_vit
 from components.config import Config
+from components.fingerprint import code_fingerprint
 from components.images import Limits
-from components.io import read_json, sha256_bytes, sha256_file, write_json
+from components.io import read_json, sha256_bytes, write_json
 from components.lab.build import build_stream
 from components.lab.cell import Row, run_cell, validation_accuracy
 from components.lab.corpus import Corpus, open_corpus
@@ -29,8 +28,6 @@ from components.lab.registry import Settings, recipe
 from components.lab.stream import Declared
 from components.lab.workshop import Workshop
 from components.trunk_cache import TrunkCache
-
-_MAKERS = ("cell", "corpus", "episode", "flat", "method", "registry", "retrieved", "rivals", "signatures", "workshop")
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class Bench:
         config = self.laboratory.config
         facts = {
             "images": sha256_bytes(self.table.to_csv(index=False).encode()),
-            "code": _code(),
+            "code": code_fingerprint(run_cell.__module__),
             "caps": asdict(self.caps),
             "cell": asdict(cell),
             "grid": recipe(cell.method).grid,
@@ -127,16 +124,6 @@ class Bench:
         digest = sha256_bytes(json.dumps(facts, sort_keys=True).encode())[:16]
         name = f"{cell.method}-{cell.seed}-{cell.order}-{digest}.json"
         return self.laboratory.folder / kind / self.declared.name / name
-
-
-@cache
-def _code() -> str:
-    """Hash of what a cell's result is made by, as it was when this process began."""
-    here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in _MAKERS] + [
-        Path(str(module.__file__)) for module in (retrieve, scatter, signature, witnesses)
-    ]
-    return sha256_bytes("".join(sha256_file(path) for path in files).encode())
 
 
 def run_plan(laboratory: Laboratory, plan: Plan, jobs: int) -> list[Row]:

@@ -20,6 +20,7 @@ from components.checkpoint import Checkpoints
 from components.config import BASE, Config
 from components.embed import Embeddings
 from components.engine import Engine
+from components.fingerprint import code_fingerprint
 from components.io import read_json, sha256_bytes, sha256_file, write_json
 from components.lab.corpus import Images, tail_of
 from components.lab.episode import Labelled, TaskData
@@ -114,9 +115,15 @@ class Workshop:
     @cached_property
     def _base(self) -> str:
         """The frozen backbone, by what its files say, and the code that trains on it."""
-        code = [sha256_file(Path(str(module.__file__))) for module in (adapt, modules, train)]
         backbone = sha256_file(self.root / "models/backbone/backbone.safetensors")
-        return json.dumps([code, backbone, self.config.backbone.model_dump(), self.config.embedding.depths])
+        return json.dumps(
+            [
+                code_fingerprint(train.__name__),
+                backbone,
+                self.config.backbone.model_dump(),
+                self.config.embedding.depths,
+            ]
+        )
 
     def _name(self, task: TaskData, previous: str, seed: int) -> str:
         finetune = self.config.finetune.model_dump(exclude={"max_rank"})
@@ -134,7 +141,7 @@ class Workshop:
         settings, vit = self.config.finetune, self.fresh_vit()
         past = modules.read_past(self._modules, previous, settings.past_budget)
         trained = adapt.attach(vit, past, settings, seed)
-        checkpoints = Checkpoints.open(self.folder, name, {})
+        checkpoints = Checkpoints.open(self.folder, name, {}, train.__name__)
         learned, held_out = split_of(task.train, settings.views), split_of(task.val)
         lesson = train.Lesson(name, vit, trained, learned, held_out, task.classes, settings, seed)
         _, head = train.train(lesson, checkpoints)
