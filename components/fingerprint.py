@@ -17,7 +17,7 @@ def code_fingerprint(module: str) -> str:
     Files that the module does not reach, a chart's or a command's, do not count.
 
     Args:
-        module: dotted name, such as `components.train`.
+        module: dotted name, such as `components.training.loop`.
 
     Returns:
         Hex sha256.

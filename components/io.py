@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from components.arrays import Arrays
 from components.errors import DISK_FAULTS, IntaglioError, disk_error
-
-Arrays = dict[str, NDArray[Any]]
 
 _MANY = 256  # files in a folder above which one sync of the whole disk is quicker than one each
 

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from components.config import Config, load_config
+from components.config import Config
 from components.errors import (
     ABANDONED,
     DISK_FAULTS,
@@ -24,6 +24,7 @@ from components.errors import (
     TransientError,
     disk_error,
 )
+from components.params import load_config
 
 _PARENT = os.getppid()
 _LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun's engine, as one of several processes
@@ -31,17 +32,17 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # stage -> its function. Imported when called: a stage that needs no torch does not wait for it.
 STAGES = {
-    "backbone": "components.weights:convert",
-    "fetch": "components.sources:fetch",
-    "evaluate": "components.evaluate:evaluate",
-    "report": "components.report:write_report",
-    "bundle": "components.bundle:write_bundle",
+    "backbone": "components.vision.pretrained:convert",
+    "fetch": "components.data.default_stream:fetch",
+    "evaluate": "components.evaluation.evaluate:evaluate",
+    "report": "components.report.report:write_report",
+    "bundle": "components.inference.bundle:write_bundle",
 }
 TASK_STAGES = {
-    "ingest": "components.manifest:ingest",
-    "validate": "components.validate:validate",
-    "finetune": "components.finetune:finetune",
-    "signature": "components.sign:sign",
+    "ingest": "components.data.manifest:ingest",
+    "validate": "components.data.validate:validate",
+    "finetune": "components.training.finetune:finetune",
+    "signature": "components.signatures.fit:fit_signature",
 }
 
 
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(config: Config, stage: str, *task: str) -> None:
     if stage == "finetune" and config.finetune.processes > 1 and not _LAUNCHED:
-        from components.parallel import launch
+        from components.training.distributed import launch
 
         launch(["-m", "components.stages", stage, *task], config.finetune.processes)  # each of them comes back here
         return
@@ -95,7 +96,7 @@ def _end_with_dvc() -> None:
 
 def _fail(error: IntaglioError, status: int) -> int:
     if _LAUNCHED:  # the launcher says it, once for all processes
-        from components.parallel import record
+        from components.training.distributed import record
 
         record(error)
         return status

@@ -24,7 +24,7 @@ settings.load_profile("patient")
 @pytest.fixture(scope="session")
 def fresh_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of two tasks in which nothing has run, and an empty tracking database."""
-    from flows.tracking import connect
+    from flows.registry.mlflow_store import connect
 
     root = make_project(tmp_path_factory.mktemp("fresh")).root
     connect(root).search_experiments()  # the migrations of a new database take seconds: once per session

@@ -12,7 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).parents[1]
-SHAPE = Path(__file__).parent / "pipeline" / "project"
+SHAPE = Path(__file__).parent / "project"
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageFilter, ImageOps
 
-from components.embed import Progress
+from components.data.images import Limits, open_image
 from components.errors import IntaglioError
-from components.images import Limits, open_image
 from components.io import atomic_folder, read_json, read_table, sha256_bytes, write_json, write_table
 from components.lab.sources import Item, list_source
-from components.lab.stream import Declared, Style, TaskSpec
+from components.lab.stream import DeclaredStream, Style, TaskSpec
+from components.vision.pixel_batches import ProgressLine
 
 TABLE = "images.parquet"  # columns: task, label, split (train|test), group, path (in the stream's folder), sha256
 
 
-def build_stream(declared: Declared, data: Sequence[Path], folder: Path, limits: Limits) -> pd.DataFrame:
+def build_stream(declared: DeclaredStream, data: Sequence[Path], folder: Path, limits: Limits) -> pd.DataFrame:
     """Write `folder`/<task>/<split>/<class>/<file> and the table of all images; what is there already is kept.
 
     Raises:
@@ -33,7 +33,7 @@ def build_stream(declared: Declared, data: Sequence[Path], folder: Path, limits:
         return read_table(folder / TABLE)
     tasks = [task for name, spec in declared.spec.tasks.items() for task in _tasks(declared, name, spec, data, limits)]
     rows: list[dict[str, str]] = []
-    progress = Progress(f"stream {declared.name}: images", sum(len(items) for _, _, items in tasks))
+    progress = ProgressLine(f"stream {declared.name}: images", sum(len(items) for _, _, items in tasks))
     with atomic_folder(folder) as temporary:
         for name, style, items in tasks:
             for item in items:
@@ -58,7 +58,7 @@ def _row(task: str, item: Item, path: Path, content: bytes) -> dict[str, str]:
 
 
 def _tasks(
-    declared: Declared, name: str, spec: TaskSpec, data: Sequence[Path], limits: Limits
+    declared: DeclaredStream, name: str, spec: TaskSpec, data: Sequence[Path], limits: Limits
 ) -> Iterator[tuple[str, Style, list[Item]]]:
     items = list_source(spec, data, limits.max_bytes)
     train = _chosen([item for item in items if item.split == "train"], spec.half, declared.spec.train_images)

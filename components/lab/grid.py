@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 
-from components.backbone import choose_device, load_vit
 from components.config import Config
+from components.data.images import Limits
 from components.fingerprint import code_fingerprint
-from components.images import Limits
 from components.io import read_json, sha256_bytes, write_json
 from components.lab.build import build_stream
-from components.lab.cell import Row, run_cell, validation_accuracy
-from components.lab.corpus import Corpus, open_corpus
-from components.lab.episode import Caps, make_episode
-from components.lab.registry import Settings, recipe
-from components.lab.stream import Declared
-from components.lab.workshop import Workshop
-from components.trunk_cache import TrunkCache
+from components.lab.embedded_images import EmbeddedImages, open_embedded_images
+from components.lab.experiment import Row, run_experiment, validation_accuracy
+from components.lab.method_registry import Settings, method_entry
+from components.lab.module_store import ModuleStore
+from components.lab.stream import DeclaredStream
+from components.lab.task_sequence import Caps, make_task_sequence
+from components.vision.backbone import choose_device, load_vit
+from components.vision.trunk_cache import TrunkCache
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Laboratory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """What to run on one stream."""
 
-    stream: Declared
+    stream: DeclaredStream
     methods: tuple[str, ...]
     seeds: int
     orders: int
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Experiment:
     """One method on one seed and order."""
 
     method: str
@@ -60,19 +60,19 @@ class Cell:
     order: int
 
 
-class Bench:
+class PreparedStream:
     """A stream ready to be learned: its table, its embeddings and a workshop for modules."""
 
-    def __init__(self, laboratory: Laboratory, declared: Declared, caps: Caps) -> None:
+    def __init__(self, laboratory: Laboratory, declared: DeclaredStream, caps: Caps) -> None:
         """Build and embed what is not there yet."""
         self.laboratory, self.declared, self.caps = laboratory, declared, caps
         limits = Limits.of(laboratory.config.data)
         folder = laboratory.folder / "streams" / declared.name
         self.table = build_stream(declared, laboratory.data, folder, limits)
         self.corpus = self._embed(folder, limits)
-        self.workshop = Workshop(laboratory.root, laboratory.folder, laboratory.config)
+        self.workshop = ModuleStore(laboratory.root, laboratory.folder, laboratory.config)
 
-    def cell(self, cell: Cell) -> Row:
+    def cell(self, cell: Experiment) -> Row:
         """Compute one cell, or read it."""
         path = self._place("cells", cell)
         where = f"{self.declared.name} {cell.method} seed {cell.seed} order {cell.order}"
@@ -81,8 +81,8 @@ class Bench:
             return dict(read_json(path))
         settings = self.tuned(cell.method)
         print(f"cell {where}: computing", flush=True)
-        episode = make_episode(self.table, self.corpus, cell.seed, cell.order, self.caps)
-        row = run_cell(recipe(cell.method), episode, self.workshop, cell.seed, settings)
+        episode = make_task_sequence(self.table, self.corpus, cell.seed, cell.order, self.caps)
+        row = run_experiment(method_entry(cell.method), episode, self.workshop, cell.seed, settings)
         row = {"stream": self.declared.name, **asdict(cell), "settings": settings, **asdict(self.caps), **row}
         write_json(path, row)
         print(f"cell {where}: accuracy_final {row['accuracy_final']:.4f}, {row['learning_seconds']:.0f} s", flush=True)
@@ -90,35 +90,37 @@ class Bench:
 
     def tuned(self, method: str) -> Settings:
         """The point of the method's grid that is best on the validation images of seed 0, order 0: once per stream."""
-        chosen = recipe(method)
+        chosen = method_entry(method)
         if len(chosen.grid) == 1:
             return chosen.grid[0]
-        path = self._place("tuned", Cell(method, 0, 0))
+        path = self._place("tuned", Experiment(method, 0, 0))
         if not path.exists():
-            episode = make_episode(self.table, self.corpus, 0, 0, self.caps)
+            episode = make_task_sequence(self.table, self.corpus, 0, 0, self.caps)
             tried = [validation_accuracy(chosen, episode, self.workshop, 0, point) for point in chosen.grid]
             best = chosen.grid[max(range(len(tried)), key=tried.__getitem__)]
             write_json(path, {"grid": chosen.grid, "validation_accuracy": tried, "chosen": best})
         return dict(read_json(path)["chosen"])
 
-    def _embed(self, folder: Path, limits: Limits) -> Corpus:
+    def _embed(self, folder: Path, limits: Limits) -> EmbeddedImages:
         config = self.laboratory.config
         device = choose_device(config.device)
         vit = load_vit(self.laboratory.root / "models/backbone", config.backbone, config.embedding.depths, device)
         images = self.table.drop_duplicates("sha256")
         paths = [folder / path for path in images["path"]]
         cache = TrunkCache.of(self.laboratory.root, config.cache)
-        return open_corpus(vit, self.laboratory.folder / "corpus", images["sha256"].tolist(), paths, limits, cache)
+        return open_embedded_images(
+            vit, self.laboratory.folder / "corpus", images["sha256"].tolist(), paths, limits, cache
+        )
 
-    def _place(self, kind: str, cell: Cell) -> Path:
+    def _place(self, kind: str, cell: Experiment) -> Path:
         """A file named after all that the cell's result follows from, its code included."""
         config = self.laboratory.config
         facts = {
             "images": sha256_bytes(self.table.to_csv(index=False).encode()),
-            "code": code_fingerprint(run_cell.__module__),
+            "code": code_fingerprint(run_experiment.__module__),
             "caps": asdict(self.caps),
             "cell": asdict(cell),
-            "grid": recipe(cell.method).grid,
+            "grid": method_entry(cell.method).grid,
             "config": config.model_dump(include={"backbone", "embedding", "finetune", "signature"}),
         }
         digest = sha256_bytes(json.dumps(facts, sort_keys=True).encode())[:16]
@@ -126,11 +128,11 @@ class Bench:
         return self.laboratory.folder / kind / self.declared.name / name
 
 
-def run_plan(laboratory: Laboratory, plan: Plan, jobs: int) -> list[Row]:
+def run_plan(laboratory: Laboratory, plan: GridPlan, jobs: int) -> list[Row]:
     """All cells of a plan, in a fixed order. `jobs` processes share them by seed: a seed's modules are shared too."""
-    bench = Bench(laboratory, plan.stream, plan.caps)
+    bench = PreparedStream(laboratory, plan.stream, plan.caps)
     groups = [
-        [Cell(m, seed, order) for order in range(plan.orders) for m in plan.methods] for seed in range(plan.seeds)
+        [Experiment(m, seed, order) for order in range(plan.orders) for m in plan.methods] for seed in range(plan.seeds)
     ]
     if jobs == 1:
         return [bench.cell(cell) for cells in groups for cell in cells]
@@ -144,9 +146,9 @@ def run_plan(laboratory: Laboratory, plan: Plan, jobs: int) -> list[Row]:
     return [row for number in sorted(rows) for row in rows[number]]
 
 
-def _group(laboratory: Laboratory, plan: Plan, cells: Sequence[Cell], threads: int) -> list[Row]:
+def _group(laboratory: Laboratory, plan: GridPlan, cells: Sequence[Experiment], threads: int) -> list[Row]:
     torch.set_num_threads(threads)
-    bench = Bench(laboratory, plan.stream, plan.caps)
+    bench = PreparedStream(laboratory, plan.stream, plan.caps)
     return [bench.cell(cell) for cell in cells]
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from components.lab.corpus import Images, Indices
-from components.lab.episode import TaskData
-from components.signature import Embeddings
+from components.arrays import Embeddings, Indices
+from components.lab.embedded_images import ImageRows
+from components.lab.task_sequence import TaskData
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskAndClass:
     """The retrieved task of n images, and the class in it: both (n,)."""
 
     task: Indices
@@ -28,10 +28,10 @@ class Method(Protocol):
     def learn(self, task: TaskData) -> None:
         """Take in the next task."""
 
-    def predict(self, images: Images) -> Answer:
+    def predict(self, images: ImageRows) -> TaskAndClass:
         """Task and class of each image, neither being known."""
 
-    def within(self, images: Images, task: int) -> Indices:
+    def within(self, images: ImageRows, task: int) -> Indices:
         """The class of each image, its task being given, (n,)."""
 
     def stored_bytes(self) -> int:
@@ -44,14 +44,14 @@ class Representation(Protocol):
     def learn(self, task: TaskData) -> None:
         """Take in the next task."""
 
-    def embed(self, images: Images) -> Embeddings:
+    def embed(self, images: ImageRows) -> Embeddings:
         """(n, d) float32, by what has been learned so far."""
 
     def stored_bytes(self) -> int:
         """Size of what it keeps, in float32."""
 
 
-Embed = Callable[[int | None, Images], Embeddings]
+Embed = Callable[[int | None, ImageRows], Embeddings]
 """Embeddings of images (n, d) under the module of a task by its number, or under the frozen backbone (None)."""
 
 
@@ -62,7 +62,7 @@ class Frozen:
     def learn(self, task: TaskData) -> None:
         """Nothing to learn."""
 
-    def embed(self, images: Images) -> Embeddings:
+    def embed(self, images: ImageRows) -> Embeddings:
         """h_0 of images, (n, d)."""
         return images.h0
 

@@ -7,30 +7,28 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from components import adapt, train
-from components.backbone import Vit
-from components.checkpoint import Checkpoints
+from components.arrays import Embeddings, Indices, Vector
 from components.config import BASE
-from components.embed import Embeddings
-from components.lab.corpus import Images, Indices, tail_of
-from components.lab.episode import Labelled, TaskData
-from components.lab.flat import Scorer
-from components.lab.method import Answer
-from components.lab.workshop import Modules, Workshop, split_of
-
-Vector = NDArray[np.float64]
+from components.lab.embedded_images import ImageRows, tail_of
+from components.lab.method import TaskAndClass
+from components.lab.module_store import ModuleStore, TaskModules, split_of
+from components.lab.single_classifier import Scorer
+from components.lab.task_sequence import Labelled, TaskData
+from components.modules import adapted_linear
+from components.training import loop
+from components.training.checkpoint import Checkpoints
+from components.vision.backbone import Vit
 
 
 @dataclass
 class OneLora:
     """A representation: one LoRA that is trained on, task after task, and forgets what it did for earlier ones."""
 
-    workshop: Workshop
+    workshop: ModuleStore
     seed: int
     _vit: Vit | None = None
-    _trained: adapt.Trainable | None = None
+    _trained: adapted_linear.Trainable | None = None
     _bytes: int = 0
 
     def learn(self, task: TaskData) -> None:
@@ -38,14 +36,16 @@ class OneLora:
         settings = self.workshop.config.finetune
         if self._vit is None or self._trained is None:
             self._vit = self.workshop.fresh_vit()
-            self._trained = adapt.attach(self._vit, {}, settings, self.seed)
+            self._trained = adapted_linear.attach(self._vit, {}, settings, self.seed)
         learned, held_out = split_of(task.train, settings.views), split_of(task.val)
-        lesson = train.Lesson(task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed)
+        lesson = loop.TrainingJob(
+            task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed
+        )
         # What it learns depends on all tasks before, in this order: no checkpoint of it is of use to anyone else.
-        train.train(lesson, Checkpoints(self.workshop.folder / "never", every=float("inf")))
+        loop.train(lesson, Checkpoints(self.workshop.folder / "never", every=float("inf")))
         self._bytes = 4 * sum(update.a.size + update.b.size for update in self._trained.component().values())
 
-    def embed(self, images: Images) -> Embeddings:
+    def embed(self, images: ImageRows) -> Embeddings:
         """Under the LoRA as it is now, (n, d)."""
         assert self._vit is not None  # a representation is asked after it has learned a task
         tail = tail_of(self._vit, self._vit.tail, images.tokens)
@@ -64,7 +64,7 @@ class FirstLora:
     `embedding.shared` retrieves so; RanPAC (McDonnell et al., 2023) begins with the LoRA alone.
     """
 
-    workshop: Workshop
+    workshop: ModuleStore
     seed: int
     name: str | None = None
 
@@ -73,7 +73,7 @@ class FirstLora:
         if self.name is None:
             self.name = self.workshop.module(task, BASE, self.seed)
 
-    def embed(self, images: Images) -> Embeddings:
+    def embed(self, images: ImageRows) -> Embeddings:
         """Frozen, and the tail under the LoRA, (n, d)."""
         assert self.name is not None  # a representation is asked after it has learned a task
         return self.workshop.shared(self.name, images)
@@ -87,7 +87,7 @@ class FirstLora:
 class Joint:
     """One LoRA for all tasks at once, with all their data: no continual method, but the bound for one module."""
 
-    workshop: Workshop
+    workshop: ModuleStore
     make_scorer: Callable[[], Scorer]
     seed: int
     _tasks: list[TaskData] = field(default_factory=list)
@@ -98,14 +98,14 @@ class Joint:
         self._tasks.append(task)
         self._trained = None
 
-    def predict(self, images: Images) -> Answer:
+    def predict(self, images: ImageRows) -> TaskAndClass:
         """The class of the largest score among all."""
         best = self._scores(images).argmax(axis=1)
         first = self._first()
         task = np.searchsorted(first, best, side="right") - 1
-        return Answer(task, best - first[task])
+        return TaskAndClass(task, best - first[task])
 
-    def within(self, images: Images, task: int) -> Indices:
+    def within(self, images: ImageRows, task: int) -> Indices:
         """The class of the largest score among the task's."""
         first = self._first()[task]
         return cast(Indices, self._scores(images)[:, first : first + self._tasks[task].classes].argmax(axis=1))
@@ -115,7 +115,7 @@ class Joint:
         name, scorer = self._fitted()
         return self.workshop.stored_bytes([name]) + scorer.stored_bytes()
 
-    def _scores(self, images: Images) -> Vector:
+    def _scores(self, images: ImageRows) -> Vector:
         name, scorer = self._fitted()
         return scorer.scores(self.workshop.embed(name, images))
 
@@ -136,7 +136,7 @@ class Joint:
         def joined(parts: list[Labelled]) -> Labelled:
             rows = np.concatenate([part.images.rows for part in parts])
             labels = np.concatenate([part.labels + start for part, start in zip(parts, first, strict=True)])
-            return Labelled(Images(parts[0].images.corpus, rows), labels)
+            return Labelled(ImageRows(parts[0].images.corpus, rows), labels)
 
         classes = sum(task.classes for task in self._tasks)
         train_part = joined([task.train for task in self._tasks])
@@ -152,7 +152,7 @@ class Ease:
     are not the class's own.
     """
 
-    modules: Modules
+    modules: TaskModules
     others: float
     _means: dict[tuple[int, int], Vector] = field(default_factory=dict)  # (space, task of the classes) -> (C, d)
 
@@ -169,15 +169,15 @@ class Ease:
             weight = np.exp(likeness) / np.exp(likeness).sum(axis=1, keepdims=True)
             self._means[number, old] = weight @ self._means[number, number]
 
-    def predict(self, images: Images) -> Answer:
+    def predict(self, images: ImageRows) -> TaskAndClass:
         """The class of the largest weighted cosine."""
         scores = self._scores(images, range(self._tasks()))
         first = np.concatenate([[0], np.cumsum([own.shape[1] for own in scores])])[:-1]
         best = np.concatenate(scores, axis=1).argmax(axis=1)
         task = np.searchsorted(first, best, side="right") - 1
-        return Answer(task, best - first[task])
+        return TaskAndClass(task, best - first[task])
 
-    def within(self, images: Images, task: int) -> Indices:
+    def within(self, images: ImageRows, task: int) -> Indices:
         """The same among the task's classes."""
         return cast(Indices, self._scores(images, [task])[0].argmax(axis=1))
 
@@ -188,7 +188,7 @@ class Ease:
     def _tasks(self) -> int:
         return sum(space == task for space, task in self._means)
 
-    def _scores(self, images: Images, tasks: Sequence[int]) -> list[Vector]:
+    def _scores(self, images: ImageRows, tasks: Sequence[int]) -> list[Vector]:
         """Of the classes of each of some tasks, (n, C)."""
         total: list[Vector] = [np.zeros((len(images), len(self._means[task, task]))) for task in tasks]
         for space in range(self._tasks()):

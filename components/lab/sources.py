@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from components.data.images import IMAGE_SUFFIXES, image_files
 from components.errors import IntaglioError
-from components.images import IMAGE_SUFFIXES, image_files
 from components.lab.stream import TaskSpec
 
 _TEST_SHARE = 0.25  # of a source without a test split of its own

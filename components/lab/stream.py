@@ -48,7 +48,7 @@ class StreamSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredStream:
     """A stream's name and what is declared."""
 
     name: str
@@ -60,7 +60,7 @@ def known_streams() -> tuple[str, ...]:
     return tuple(sorted(Path(str(file)).stem for file in _shipped().iterdir() if str(file).endswith(".yaml")))
 
 
-def load_stream(name: str) -> Declared:
+def load_stream(name: str) -> DeclaredStream:
     """A stream by its name, or by the path of a YAML file.
 
     Raises:
@@ -70,10 +70,10 @@ def load_stream(name: str) -> Declared:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise IntaglioError(f"{path}: file not found; expected a stream's YAML file")
-        return Declared(path.stem, _parse(path.read_text(), str(path)))
+        return DeclaredStream(path.stem, _parse(path.read_text(), str(path)))
     if name not in known_streams():
         raise IntaglioError(f"stream {name!r}: unknown; known: {', '.join(known_streams())}, or a path to a YAML file")
-    return Declared(name, _parse(_shipped().joinpath(f"{name}.yaml").read_text(), name))
+    return DeclaredStream(name, _parse(_shipped().joinpath(f"{name}.yaml").read_text(), name))
 
 
 def _shipped() -> Any:

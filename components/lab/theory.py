@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kurtosis, norm
 
-from components.certificate import confusion_bound, measured_confusion, separation
+from components.arrays import Matrix
 from components.config import Config
-from components.lab.episode import Episode, Labelled, TaskData
-from components.retrieve import PooledRetriever
-from components.signature import Matrix, Statistics, Support
+from components.evaluation.certificate import confusion_bound, measured_confusion, separation
+from components.lab.task_sequence import Labelled, TaskData, TaskSequence
+from components.retrieval.pooled import PooledRetriever
+from components.signatures.statistics import Statistics
+from components.signatures.support import Support
 
 EPSILONS = (0.01, 0.02, 0.05, 0.1)
 _COMPONENTS = 32  # principal directions along which excess kurtosis is measured
 
 
-def theory(episode: Episode, config: Config, seed: int) -> dict[str, Any]:
+def theory(episode: TaskSequence, config: Config, seed: int) -> dict[str, Any]:
     """Separation, bound and measured confusion of every pair of tasks, and how far embeddings are from the model.
 
     Returns:
@@ -69,7 +71,7 @@ def _kurtosis(task: TaskData) -> dict[str, float]:
     return {"median": float(np.median(along)), "largest": float(along.max())}
 
 
-def _coverage(episode: Episode, config: Config, seed: int) -> list[dict[str, Any]]:
+def _coverage(episode: TaskSequence, config: Config, seed: int) -> list[dict[str, Any]]:
     """The share of test images whose own task stays in question, over all tasks and in the worst of them."""
     own: list[NDArray[np.float64]] = []
     others: list[Matrix] = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from components.images import ImageError
-from components.predict import Prediction
+from components.data.images import ImageError
+from components.inference.predictor import Prediction
 from flows.serving.service import Answer, Answers
 
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import ClientDisconnect
 
 from flows.serving.answers import many_answers, one_answer
-from flows.serving.batcher import Wish
+from flows.serving.batcher import AnswerOptions
 from flows.serving.bodies import media_type, read_body, read_images
 from flows.serving.errors import RequestError
 from flows.serving.invocations import read_invocation, write_rows
@@ -81,7 +81,7 @@ async def predict(request: Request, top: Annotated[int, Query(ge=1, le=_TOP)] = 
     service = _service(request)
     with service.batcher.receiving():
         images = await read_images(request, service.body_seconds, service.batcher.limit)
-    answers = await _unless_gone(request, service.answer(images.cells, Wish(top, force)))
+    answers = await _unless_gone(request, service.answer(images.cells, AnswerOptions(top, force)))
     status, body = (200, many_answers(answers)) if images.several else one_answer(answers)
     return _json(body, status, answers.version)
 
@@ -93,7 +93,7 @@ async def invocations(request: Request) -> Response:
     with service.batcher.receiving():
         body = await read_body(request, service.body_seconds)
         wanted = await asyncio.to_thread(read_invocation, body, media_type(request))
-    answers = await _unless_gone(request, service.answer(wanted.cells, Wish(force=wanted.force)))
+    answers = await _unless_gone(request, service.answer(wanted.cells, AnswerOptions(force=wanted.force)))
     return _json(write_rows(answers.rows), 200, answers.version)
 
 

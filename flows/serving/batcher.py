@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from components.embed import Pixels
-from components.predict import Prediction
+from components.arrays import Pixels
+from components.inference.predictor import Prediction
 from flows.serving.errors import overloaded, too_many, unavailable
-from flows.serving.served import Served
+from flows.serving.served_model import ServedModel
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wish:
+class AnswerOptions:
     """What a request wants of its images: the best `top` guesses; with `force` a guess also where none is known."""
 
     top: int = 1
@@ -40,8 +40,8 @@ class _Waiting:
     """A decoded image that waits for its batch; it is predicted by the version that it was decoded for."""
 
     pixels: Pixels
-    model: Served
-    wish: Wish
+    model: ServedModel
+    wish: AnswerOptions
     answer: Future[Prediction]
 
 
@@ -107,7 +107,7 @@ class MicroBatcher:
                 self._load.receiving -= 1
                 self._changed.notify()
 
-    def submit(self, cells: Sequence[object], model: Served, wish: Wish) -> list[Future[Prediction]]:
+    def submit(self, cells: Sequence[object], model: ServedModel, wish: AnswerOptions) -> list[Future[Prediction]]:
         """Accept a request's images, all or none; returns their predictions to come, in order.
 
         A future fails with ImageError where its image is broken. Cancelling a future saves the work not begun yet.
@@ -138,7 +138,7 @@ class MicroBatcher:
             self._changed.notify()
         self._thread.join()
 
-    def _decode(self, cell: object, model: Served, wish: Wish, answer: Future[Prediction]) -> None:
+    def _decode(self, cell: object, model: ServedModel, wish: AnswerOptions, answer: Future[Prediction]) -> None:
         pixels, error = None, None
         if not answer.cancelled():
             try:

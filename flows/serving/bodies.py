@@ -17,14 +17,14 @@ EXPECTED = "image/*, application/octet-stream, multipart/form-data or applicatio
 
 
 @dataclass(frozen=True)
-class Images:
+class RequestImages:
     """A request's images, still encoded; `several`: it asked for a list, also where the list has one."""
 
     cells: tuple[object, ...]
     several: bool
 
 
-async def read_images(request: Request, seconds: float, most: int) -> Images:
+async def read_images(request: Request, seconds: float, most: int) -> RequestImages:
     """The images of a request: raw bytes, uploaded files, or JSON with base64 text.
 
     Args:
@@ -39,7 +39,7 @@ async def read_images(request: Request, seconds: float, most: int) -> Images:
     if kind == "multipart/form-data":
         return await _uploaded(request, seconds, most)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return Images((await read_body(request, seconds),), several=False)
+        return RequestImages((await read_body(request, seconds),), several=False)
     if kind == "application/json":
         body = await read_body(request, seconds)
         return from_json(await asyncio.to_thread(parse_json, body))
@@ -79,21 +79,21 @@ def parse_json(body: bytes) -> Mapping[str, Any]:
     return value
 
 
-def from_json(value: Mapping[str, Any]) -> Images:
+def from_json(value: Mapping[str, Any]) -> RequestImages:
     """{"image": text} or {"images": [text, ...]}.
 
     Raises:
         RequestError: 400, neither of them, or something beside it.
     """
     if set(value) == {"image"}:
-        return Images((value["image"],), several=False)
+        return RequestImages((value["image"],), several=False)
     if set(value) == {"images"} and isinstance(value["images"], list) and value["images"]:
-        return Images(tuple(value["images"]), several=True)
+        return RequestImages(tuple(value["images"]), several=True)
     expected = 'expected {"image": base64} or {"images": [base64, ...]} with at least one'
     raise malformed(f"{expected}; got the keys {sorted(value)[:5]}")
 
 
-async def _uploaded(request: Request, seconds: float, most: int) -> Images:
+async def _uploaded(request: Request, seconds: float, most: int) -> RequestImages:
     try:
         async with asyncio.timeout(seconds), request.form(max_files=most) as form:
             files = [item for _, item in form.multi_items() if not isinstance(item, str)]
@@ -104,4 +104,4 @@ async def _uploaded(request: Request, seconds: float, most: int) -> Images:
         raise malformed(f"not a valid multipart form: {error.detail}") from None
     if not cells:
         raise malformed("the form has no file; send one, such as `curl -F image=@photo.jpg`")
-    return Images(cells, several=len(cells) > 1)
+    return RequestImages(cells, several=len(cells) > 1)

@@ -13,10 +13,10 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
-from components.images import ImageError
-from components.predict import Prediction
-from flows.register import SIGNATURE
-from flows.serve_model import COLUMNS
+from components.data.images import ImageError
+from components.inference.predictor import Prediction
+from flows.registry.pyfunc_model import COLUMNS
+from flows.registry.register import SIGNATURE
 from flows.serving.bodies import parse_json
 from flows.serving.errors import malformed, unsupported
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flows.serving.metrics import Metrics
-from flows.serving.served import Served, Source
+from flows.serving.served_model import ServedModel, Source
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ class Follower:
     """
 
     source: Source
-    load: Callable[[str], Served]
+    load: Callable[[str], ServedModel]
     metrics: Metrics
     poll_seconds: float
-    model: Served | None = None
+    model: ServedModel | None = None
     unreachable: str = ""
     _refusal: _Refusal | None = None
     _stop: threading.Event = field(default_factory=threading.Event)

@@ -23,7 +23,7 @@ from flows.serving.batcher import MicroBatcher
 from flows.serving.metrics import Metrics
 from flows.serving.middleware import Watch
 from flows.serving.reload import Follower
-from flows.serving.served import Served, Source
+from flows.serving.served_model import ServedModel, Source
 from flows.serving.service import Service
 
 _KEEP_ALIVE = 75  # seconds; longer than a proxy's usual 60, so that it is the proxy that closes an idle connection
@@ -140,13 +140,13 @@ class _Process:
         follower.follow()
 
 
-def load_version(source: Source, options: Options, version: str) -> Served:
+def load_version(source: Source, options: Options, version: str) -> ServedModel:
     """Load a version as `options` say.
 
     Raises:
         IntaglioError: it is broken.
     """
-    return Served.load(version, source.bundle(version), options.device, options.precision, options.batch)
+    return ServedModel.load(version, source.bundle(version), options.device, options.precision, options.batch)
 
 
 def _listener(options: Options) -> socket.socket:

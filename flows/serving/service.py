@@ -10,13 +10,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from components.config import UNKNOWN
-from components.images import ImageError
-from components.predict import Prediction
-from flows.serving.batcher import MicroBatcher, Wish
+from components.data.images import ImageError
+from components.inference.predictor import Prediction
+from flows.serving.batcher import AnswerOptions, MicroBatcher
 from flows.serving.errors import unavailable
 from flows.serving.metrics import Metrics
 from flows.serving.reload import Follower
-from flows.serving.served import Served
+from flows.serving.served_model import ServedModel
 
 Answer = Prediction | ImageError
 
@@ -41,7 +41,7 @@ class Service:
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def model(self) -> Served:
+    def model(self) -> ServedModel:
         """The version served now.
 
         Raises:
@@ -58,7 +58,7 @@ class Service:
             return "draining"
         return "ready" if self.follower.model else "loading"
 
-    async def answer(self, cells: Sequence[object], wish: Wish) -> Answers:
+    async def answer(self, cells: Sequence[object], wish: AnswerOptions) -> Answers:
         """Predict a request's images. Cancelling it gives back the work that has not begun.
 
         Raises:

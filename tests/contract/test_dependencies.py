@@ -18,7 +18,10 @@ PIPELINE: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").
 BODIES = {name: stage.get("do", stage) for name, stage in PIPELINE.items()}
 GRAPH = grimp.build_graph("components")
 # They decide nothing of what an artefact holds: its values come from params.yaml, which DVC tracks by itself.
-PLUMBING = {"components", "components.config", "components.errors"}
+PLUMBING = {"components", *(f"components.{name}" for name in ("arrays", "config", "errors"))}
+PLUMBING |= {
+    module for module in GRAPH.modules if GRAPH.find_children(module)
+}  # folders, whose __init__ holds a docstring
 HARMLESS = {"cache"}  # sections of params.yaml that change no result: another size must not make DVC learn again
 
 

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from synthetic import REPOSITORY
 
 from components.stages import STAGES, TASK_STAGES
-from flows.dag import DEVICE_STAGES
+from flows.pipeline.dag import DEVICE_STAGES
 from flows.settings import quiet_environment
 
 
@@ -50,4 +50,4 @@ def test_nothing_of_mlruns_is_in_git_but_its_gitignore() -> None:
 
 def test_the_command_itself_imports_nothing_slow() -> None:
     slow = ("torch", "prefect", "mlflow", "dvc", "pandas")
-    assert python(f"import sys, flows.cli; print([name for name in {slow} if name in sys.modules])") == "[]"
+    assert python(f"import sys, flows.cli.app; print([name for name in {slow} if name in sys.modules])") == "[]"

@@ -32,7 +32,7 @@ class Attempt:
 
 def command() -> list[str]:
     """The console command, with this interpreter."""
-    return [sys.executable, "-c", "from flows.cli import main; main()", "run"]
+    return [sys.executable, "-c", "from flows.cli.app import main; main()", "run"]
 
 
 def run_intaglio(root: Path, after: float = _LONGEST, whom: str = "all", dice: random.Random | None = None) -> Attempt:

@@ -29,15 +29,15 @@ from tests.crash.processes import descendants
 
 SECOND_WRITER = "SECOND WRITER"  # what a stage prints that finds another process at the same stage
 MODULES = [
-    "components.bundle",
-    "components.evaluate",
-    "components.finetune",
-    "components.manifest",
-    "components.report",
-    "components.sign",
-    "components.sources",
-    "components.validate",
-    "components.weights",
+    "components.inference.bundle",
+    "components.evaluation.evaluate",
+    "components.training.finetune",
+    "components.data.manifest",
+    "components.report.report",
+    "components.signatures.fit",
+    "components.data.default_stream",
+    "components.data.validate",
+    "components.vision.pretrained",
     "great_expectations",
     "pandas",
     "sklearn.mixture",
@@ -46,10 +46,10 @@ MODULES = [
     "dvc.repo.reproduce",
     "dvc.commands.repro",
     "mlflow.pyfunc",
-    "flows.publish",
-    "flows.register",
-    "flows.promote",
-    "flows.mend",
+    "flows.registry.publish",
+    "flows.registry.register",
+    "flows.registry.promote",
+    "flows.pipeline.crash_recovery",
 ]
 
 
@@ -149,17 +149,17 @@ def dvc(*arguments: str, fault: str = "") -> int:
 
 def conclude() -> int:
     """What `intaglio run` does after the last stage, without Prefect: publish, register, judge, promote."""
-    from components.config import load_config
-    from flows.lock import run_lock
-    from flows.mend import mend
-    from flows.promote import settle
-    from flows.publish import publish
-    from flows.register import register
-    from flows.tracking import connect
+    from components.params import load_config
+    from flows.pipeline.crash_recovery import recover
+    from flows.pipeline.lock import run_lock
+    from flows.registry.mlflow_store import connect
+    from flows.registry.promote import settle
+    from flows.registry.publish import publish
+    from flows.registry.register import register
 
     root = Path.cwd()
     with run_lock(root):
-        mend(root)
+        recover(root)
         config, client = load_config(), connect(root)
         version = register(client, root, config, publish(client, root, config))
         print(f"version {version}: {settle(client, config.gates, version).verdict}", flush=True)
@@ -168,11 +168,11 @@ def conclude() -> int:
 
 def mended(*arguments: str, fault: str = "") -> int:
     """What `intaglio run` does before the first stage, and then DVC's command line."""
-    from flows.lock import run_lock
-    from flows.mend import mend
+    from flows.pipeline.crash_recovery import recover
+    from flows.pipeline.lock import run_lock
 
     with run_lock(Path.cwd()):
-        mend(Path.cwd())
+        recover(Path.cwd())
         return dvc(*arguments, fault=fault)
 
 

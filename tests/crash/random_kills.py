@@ -26,7 +26,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.dag import Dag, read_dag
+from flows.pipeline.dag import Dag, read_dag
 from tests.crash.intaglio_run import run_intaglio
 from tests.crash.points import DVC_POINTS, POINTS, STRUCK
 from tests.crash.preloaded import SECOND_WRITER
@@ -85,7 +85,7 @@ class Template:
     @classmethod
     def of(cls, root: Path, seconds: float) -> Template:
         """Of a project whose stages took so long."""
-        from flows.tracking import connect
+        from flows.registry.mlflow_store import connect
 
         connect(root).search_experiments()  # makes the tables of the tracking database, which takes seconds
         with chdir(root):  # DVC names stages as they are seen from the current folder
@@ -181,8 +181,8 @@ def _finish(server: Server, template: Template, root: Path, flow: bool) -> Itera
 
 def _registry(root: Path) -> Iterator[str]:
     """What the registry must hold: this state published and registered once, its champion with the very bundle."""
-    from flows.publish import find_publication
-    from flows.tracking import PARENT_KIND, aliases, bundle_of, connect, experiment_id, runs, versions
+    from flows.registry.mlflow_store import PARENT_KIND, aliases, bundle_of, connect, experiment_id, runs, versions
+    from flows.registry.publish import find_publication
 
     client = connect(root)
     if find_publication(client, root) is None:

@@ -79,7 +79,7 @@ def _write_photos(folder: Path) -> None:
 def _write_weights(path: Path) -> None:
     """Random weights of timm's smallest ViT, made in a process of its own: nobody who forks may have used torch."""
     code = (
-        "import sys, torch; from components.vision import create_model; torch.manual_seed(0)\n"
+        "import sys, torch; from components.vision.timm_import import create_model; torch.manual_seed(0)\n"
         "from components.io import write_arrays; from pathlib import Path\n"
         "model = create_model('test_vit', pretrained=False, num_classes=0, img_size=32)\n"
         "write_arrays(Path(sys.argv[1]), {name: value.numpy() for name, value in model.state_dict().items()})"

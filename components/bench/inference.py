@@ -1,0 +1,307 @@
+"""What a prediction costs with T tasks: the engine as served, against the frozen backbone and what a user would write.
+
+Everything runs in one process on the same decoded images, the engines taking turns, so that a busy machine slows all of
+them alike; memory is measured in a fresh process each.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from components.arrays import Embeddings, Indices, Pixels
+from components.bench.gpu import device_name
+from components.bench.machine import peak_memory_of, print_peak_memory
+from components.bench.peft_import import PeftModel
+from components.bench.synthetic_tasks import stretch
+from components.config import BASE, Config
+from components.data.images import Limits
+from components.data.manifest import read_manifest, split_of
+from components.inference.predictor import Prediction, Predictor
+from components.io import read_json
+from components.modules.multi_module_vit import embed_pixels
+from components.params import load_config
+from components.retrieval.pooled import choose_task
+from components.retrieval.shortlist import RetrievalResult, TaskRetriever
+from components.vision.backbone import Vit, autocast, load_vit
+from components.vision.pixel_batches import BATCH, pixel_batches
+
+ENGINES = ("backbone", "shortlist", "shortlist_bf16", "shortlist_even", "exact", "peft_set_adapter", "peft_mixed")
+TASKS = (2, 5, 10, 20, 50, 100)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """Decoded test images (n, size, size, 3), with the true task and class of each."""
+
+    pixels: Pixels
+    tasks: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _EvenTraffic:
+    """A TaskFinder whose answers are replaced by tasks drawn evenly: every batch asks for as many modules as it can."""
+
+    finder: TaskRetriever
+    random: np.random.Generator
+
+    @property
+    def owner(self) -> Indices:
+        return self.finder.owner
+
+    def find(self, trunk: Embeddings, tail: Callable[[Indices], Embeddings]) -> RetrievalResult:
+        found = self.finder.find(trunk, tail)
+        tasks = self.random.integers(0, found.shortlist.shape[1], len(trunk))
+        return replace(found, task=tasks, shortlist=tasks[:, None] == np.arange(found.shortlist.shape[1]))
+
+
+def bench_inference(
+    root: Path,
+    tasks: Sequence[int] = TASKS,
+    images: int = 192,
+    rounds: int = 5,
+    memory: bool = True,
+    keep: Callable[[Row], None] = lambda found: None,
+) -> Row:
+    """Measure every engine for every number of tasks; the project at `root` has been run.
+
+    Args:
+        root: a project with models/, data/ and params.yaml.
+        tasks: numbers of tasks T; beyond the project's own they are synthetic (components/bench/synthetic_tasks.py).
+        images: test images a timed pass goes over; ways that run T passes an image take fewer of them.
+        rounds: times that all engines take turns; the figures are medians.
+        memory: whether to measure peak memory, one fresh process for each row.
+        keep: is given what is measured so far after every T, so that a long run that is killed is not lost.
+    """
+    config = load_config(root / "params.yaml")
+    rows: list[Row] = []
+    found: Row = {
+        "device": device_name(torch.device("cpu")),
+        "backbone": config.backbone.model_dump(include={"image_size", "depth", "model"}),
+        "images": images,
+        "rounds": rounds,
+        "rows": rows,
+    }
+    for count in tasks:
+        rows += _rows(root, config, count, images, rounds, memory)
+        keep(found)
+    return found
+
+
+def _rows(root: Path, config: Config, count: int, images: int, rounds: int, memory: bool) -> list[Row]:
+    """Every engine with `count` tasks."""
+    with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
+        folder = Path(scratch)
+        stretched = stretch(root, config, count, folder)
+        rows = _measure(folder, stretched, test_images(root, config, count), images, rounds)
+        for row in rows:
+            if memory:
+                row["peak_memory_mb"] = peak_memory_of(__name__, row["engine"], folder, root, count)
+            print(_line(row), flush=True)
+    return rows
+
+
+def test_images(root: Path, config: Config, tasks: int) -> TestImages:
+    """The test images of the first `tasks` tasks of the project, in an order drawn once."""
+    known = config.tasks[:tasks]
+    tables = {task: split_of(read_manifest(root, task), "test") for task in known}
+    paths = [root / config.stream.tasks[task].folder / path for task in known for path in tables[task]["path"]]
+    truth = [(task, str(label)) for task in known for label in tables[task]["label"]]
+    order = np.random.default_rng(0).permutation(len(paths))
+    batches = pixel_batches([paths[row] for row in order], config.backbone.image_size, Limits.of(config.data))
+    names, labels = zip(*[truth[row] for row in order], strict=True)
+    return TestImages(np.concatenate(list(batches)), names, labels)
+
+
+def _measure(folder: Path, config: Config, known: TestImages, images: int, rounds: int) -> list[Row]:
+    count = len(config.tasks)
+    ways = {engine: _way(engine, folder, config) for engine in ENGINES}
+    # A way that runs T passes for an image would take hours on all of them: it gets fewer, at least one batch of 16.
+    share = {engine: max(16, images // count) if _grows(engine) else images for engine in ENGINES}
+    seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    single: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for turn in range(rounds + 1):
+        for engine, way in ways.items():
+            if turn > 1 and _grows(engine) and count > 10:
+                continue  # one round has hundreds of passes already
+            pixels = known.pixels[: share[engine]]
+            start = time.perf_counter()
+            for first in range(0, len(pixels), BATCH):
+                way(pixels[first : first + BATCH])
+            if turn:  # the first turn warms up
+                seconds[engine].append((time.perf_counter() - start) / len(pixels))
+                single[engine] += [_timed(way, pixels[row : row + 1]) for row in range(1 if _grows(engine) else 8)]
+    predictor = Predictor.load(folder / "models/bundle", "cpu")
+    # The modules that are not chosen change no answer: they are run where time is measured.
+    half = Predictor.load(folder / "models/bundle", "cpu", "bf16")
+    answers, exact = _answers(predictor, known.pixels), _answers(_patient(predictor), known.pixels)
+    base = float(np.median(seconds["backbone"]))
+    quality = {
+        "shortlist": _quality(answers, exact, known),
+        "shortlist_bf16": _quality(_answers(half, known.pixels), exact, known),
+        "exact": _quality(exact, exact, known),
+    }
+    return [
+        {
+            "engine": engine,
+            "tasks": count,
+            "images_per_second": round(1 / float(np.median(seconds[engine])), 2),
+            "ratio_to_backbone": round(base / float(np.median(seconds[engine])), 4),
+            "p50_ms": round(1e3 * float(np.median(single[engine])), 2),
+            "p99_ms": round(1e3 * float(np.quantile(single[engine], 0.99)), 2),
+            "timed_images": min(share[engine], len(known.pixels)),
+            "agreement_with_exact": quality.get(engine, {}).get("agreement_with_exact"),
+            "accuracy_final": quality.get(engine, {}).get("accuracy_final"),
+            "peak_memory_mb": None,
+        }
+        for engine in ENGINES
+    ]
+
+
+def _grows(engine: str) -> bool:
+    return engine in ("exact", "peft_set_adapter")
+
+
+def _timed(way: Callable[[Pixels], object], pixels: Pixels) -> float:
+    start = time.perf_counter()
+    way(pixels)
+    return time.perf_counter() - start
+
+
+def _way(engine: str, folder: Path, config: Config) -> Callable[[Pixels], object]:
+    """One way to predict a batch of pixels; each has a backbone of its own."""
+    if engine == "backbone":
+        vit = _vit(folder, config)
+        return lambda pixels: _backbone(vit, pixels)
+    if engine.startswith("peft"):
+        model, vit = _peft(folder, config)
+        predictor = Predictor.load(folder / "models/bundle", "cpu")
+        naive = _set_adapter if engine == "peft_set_adapter" else _mixed
+        return lambda pixels: naive(model, vit, predictor, pixels)
+    predictor = Predictor.load(folder / "models/bundle", "cpu", "bf16" if engine == "shortlist_bf16" else "fp32")
+    if engine == "shortlist_even":
+        even = _EvenTraffic(predictor.finder, np.random.default_rng(0))
+        predictor = replace(predictor, finder=cast(TaskRetriever, even))
+    if engine == "exact":
+        return lambda pixels: _exact(predictor, pixels)
+    return predictor.predict_pixels
+
+
+def _vit(folder: Path, config: Config) -> Vit:
+    return load_vit(folder / "models/backbone", config.backbone, config.embedding.depths, torch.device("cpu"))
+
+
+def _backbone(vit: Vit, pixels: Pixels) -> Embeddings:
+    with torch.inference_mode(), autocast(vit):
+        tokens, trunk = vit.trunk(pixels)
+        return cast(Embeddings, torch.cat([trunk, vit.tail(tokens)], dim=1).float().numpy())
+
+
+def _patient(predictor: Predictor) -> Predictor:
+    """The same method with nothing cut short: no early decision, no cap."""
+    settings = predictor.finder.settings.model_copy(update={"cap": len(predictor.tasks), "early_margin": np.inf})
+    return replace(predictor, finder=replace(predictor.finder, settings=settings))
+
+
+def _exact(predictor: Predictor, pixels: Pixels) -> RetrievalResult:
+    """Every task scored in full, every module run and its classes scored; the trunk once for all of them."""
+    embedded = embed_pixels(predictor.engine, pixels, (None, *predictor.tasks))
+    for task, classifier in zip(predictor.tasks, predictor.classifiers, strict=True):
+        classifier.log_probabilities(embedded[task])
+    return _find(_patient(predictor).finder, embedded[None])
+
+
+def _find(finder: TaskRetriever, h0: Embeddings) -> RetrievalResult:
+    width = finder.trunk_width
+    return finder.find(h0[:, :width], lambda rows: h0[rows, width:])
+
+
+def _peft(folder: Path, config: Config) -> tuple[PeftModel, Vit]:
+    """Plain PEFT with every task's adapter loaded."""
+    vit, model = _vit(folder, config), cast(PeftModel, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, task in enumerate(config.tasks):
+            adapter = str(folder / "models/modules" / task / "adapter")
+            if number == 0:
+                model = PeftModel.from_pretrained(vit.model, adapter, adapter_name=f"m{number}")
+            else:
+                model.load_adapter(adapter, adapter_name=f"m{number}")
+    model.requires_grad_(False).eval()
+    return model, vit
+
+
+def _set_adapter(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> Indices:
+    """The loop that a user would write: the whole network once for each task, then the best score."""
+    scores = []
+    for number in range(len(predictor.tasks)):
+        model.set_adapter(f"m{number}", inference_mode=True)
+        log_class = predictor.classifiers[number].log_probabilities(_backbone(vit, pixels))
+        scores.append(log_class.max(axis=1))
+    return choose_task(np.stack(scores, axis=1))
+
+
+def _mixed(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> Embeddings:
+    """PEFT's mixed batch: one frozen pass to retrieve, one pass with an adapter name for every image.
+
+    Where h_0 is seen under a module too, that takes its tail alone a second time.
+    """
+    with torch.inference_mode(), autocast(vit):
+        with model.disable_adapter():
+            tokens, trunk = vit.trunk(pixels)
+            parts = [trunk, vit.tail(tokens)]
+        if predictor.engine.shared != BASE:
+            model.set_adapter(f"m{list(predictor.tasks).index(predictor.engine.shared)}", inference_mode=True)
+            parts.append(vit.tail(tokens))
+        h0 = cast(Embeddings, torch.cat(parts, dim=1).float().numpy())
+    found = _find(predictor.finder, h0)
+    hooks = cast(Any, model.base_model)._enable_peft_forward_hooks
+    with hooks(adapter_names=[f"m{task}" for task in found.task]):
+        return _backbone(vit, pixels)
+
+
+def _answers(predictor: Predictor, pixels: Pixels) -> list[Prediction]:
+    starts = range(0, len(pixels), BATCH)
+    return [one for first in starts for one in predictor.predict_pixels(pixels[first : first + BATCH])]
+
+
+def _quality(answers: Sequence[Prediction], exact: Sequence[Prediction], known: TestImages) -> Mapping[str, float]:
+    """Agreement in task, class and `unknown`; accuracy_final with every image answered, the mean over the tasks."""
+    same = [(one.task, one.label) == (other.task, other.label) for one, other in zip(answers, exact, strict=True)]
+    truth = zip(known.tasks, known.labels, strict=True)
+    right = np.array([one.top[0][:2] == pair for one, pair in zip(answers, truth, strict=True)])
+    names = np.array(known.tasks)
+    accuracy = np.mean([right[names == task].mean() for task in np.unique(names)])
+    return {"agreement_with_exact": round(float(np.mean(same)), 5), "accuracy_final": round(float(accuracy), 5)}
+
+
+def _one_batch(engine: str, folder: Path, root: Path, tasks: int) -> None:
+    config = load_config(root / "params.yaml")
+    order = read_json(folder / "models/bundle/bundle.json")["order"]
+    stream = {name: next(iter(config.stream.tasks.values())) for name in order}
+    stretched = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": stream})})
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, *[config.backbone.image_size] * 2, 3), dtype=np.uint8)
+    _way(engine, folder, stretched)(pixels[: 8 if _grows(engine) and tasks > 10 else BATCH])
+    print_peak_memory()
+
+
+def _line(row: Row) -> str:
+    memory = "" if row["peak_memory_mb"] is None else f", {row['peak_memory_mb']:.0f} MB"
+    agreement = "" if row["agreement_with_exact"] is None else f", agreement {row['agreement_with_exact']:.4f}"
+    speed = f"{row['images_per_second']:8.1f} images/s, {row['ratio_to_backbone']:.3f} of the backbone"
+    return f"T = {row['tasks']:>3}  {row['engine']:<16} {speed}{agreement}{memory}"
+
+
+if __name__ == "__main__":
+    _one_batch(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

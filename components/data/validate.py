@@ -1,0 +1,289 @@
+"""Great Expectations on a task's manifest: a report for people, a result for the pipeline, an index of known images.
+
+The only module that imports Great Expectations, and only when it validates: the import takes seconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from components.config import Config
+from components.data.expectations import (
+    COLUMNS,
+    INDEX_COLUMNS,
+    SPLITS,
+    Check,
+    annotate,
+    class_checks,
+    image_checks,
+    per_class,
+)
+from components.errors import IntaglioError
+from components.io import atomic_folder, read_table, write_json, write_table
+
+MIN_EXPECTATIONS = 10  # a suite that lost its expectations would pass
+_NAMED = 3  # examples in a message
+_KEPT = 20  # examples in result.json and on the pages
+_ROWS = {"path": ("image", "images"), "label": ("class", "classes")}  # what a row is called, by the column naming it
+# The pages are cut off from the network, so this is all their style.
+_STYLE = """
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; color: #1d2733; }
+nav img, nav.navbar .navbar-brand, .sticky, footer { display: none; }
+.container { padding-top: 0; }
+.ge-section { margin: 0 0 1rem; padding: 0; }
+.alert { background: #eef1f5; border-left: 4px solid #6b7a8d; padding: .5rem 1rem; margin: 1rem 0 .5rem; }
+h5 { font-size: 1.1rem; margin: 0; } h6 { font-size: 1rem; margin: .5rem 0; }
+table { border-collapse: collapse; width: 100%; } th, td { padding: .3rem .6rem; text-align: left; }
+tr { border-top: 1px solid #d5dbe3; } .table-responsive, .show-scrollbars { overflow-x: auto; }
+.badge { background: #eef1f5; border-radius: 3px; padding: 0 .3em; } .text-success, .met { color: #1a7f37; }
+.text-danger, .failed { color: #b3261e; } .text-warning, .warned { color: #9a6700; }
+.fa-check-circle::before, .fa-check::before { content: "\\2713"; } .fa-times::before { content: "\\2717"; }
+.fa-exclamation-circle::before { content: "!"; } i { font-style: normal; font-weight: bold; }
+a[data-toggle=collapse], .collapse { display: none; }
+ol.breadcrumb { list-style: none; padding: 0; display: flex; gap: 1rem; }
+</style>
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check found: the number of rows that fail it, and up to 20 of them by name and detail."""
+
+    check: Check
+    type: str
+    row: str  # what a row is: the column that names it, "path" of an image or "label" of a class
+    success: bool
+    unexpected: int
+    observed: object
+    examples: list[str] = field(default_factory=list)
+
+
+def validate(root: Path, config: Config, task: str) -> None:
+    """Check a task's manifest; write reports/validation/<task> and, if it may be learned, data/index/<task>.parquet.
+
+    Raises:
+        IntaglioError: a critical expectation failed; one line for each, naming files. The report is written first.
+        RuntimeError: an expectation could not be evaluated, which is a bug and says nothing about the data.
+    """
+    if task not in config.stream.tasks:
+        raise IntaglioError(f"task {task!r} is not in params.yaml; known: {', '.join(config.stream.tasks)}")
+    index = root / "data" / "index"
+    manifest = read_table(root / "data" / "manifests" / f"{task}.parquet")
+    lacking = [column for column in COLUMNS if column not in manifest]
+    if lacking:
+        raise IntaglioError(f"{task}: the manifest lacks {', '.join(lacking)}; run the stage ingest again")
+    earlier = read_table(index / f"{config.stream.tasks[task].previous}.parquet")
+    with atomic_folder(root / "reports" / "validation" / task) as folder:
+        outcomes = [
+            *run_checks(
+                "images", annotate(manifest, earlier, config.data), image_checks(config.data), "path", folder / "docs"
+            ),
+            *run_checks("classes", per_class(manifest), class_checks(config.data), "label", folder / "docs"),
+        ]
+        if len(outcomes) < MIN_EXPECTATIONS:
+            raise RuntimeError(f"only {len(outcomes)} expectations were evaluated, at least {MIN_EXPECTATIONS} exist")
+        result = _result(task, manifest, outcomes)
+        (folder / "docs" / "index.html").write_text(_index_page(task, outcomes), encoding="utf-8")
+        write_json(folder / "result.json", result)
+    met = sum(outcome.success for outcome in outcomes)
+    print(f"validate {task}: {met} of {len(outcomes)} expectations met", flush=True)
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", flush=True)
+    if result["critical_failures"]:
+        (index / f"{task}.parquet").unlink(missing_ok=True)
+        raise IntaglioError("\n".join(result["critical_failures"]))
+    rows = manifest.assign(task=task)[list(INDEX_COLUMNS)]
+    write_table(index / f"{task}.parquet", pd.concat([earlier, rows], ignore_index=True))
+
+
+def run_checks(name: str, table: pd.DataFrame, checks: Sequence[Check], key: str, docs: Path) -> list[Outcome]:
+    """Evaluate `checks` on `table`, in order; write the page docs/<name>.html. `key` is the column that names a row.
+
+    Raises:
+        RuntimeError: an expectation could not be evaluated.
+    """
+    with _quiet():
+        results = _evaluate(name, table, checks, key, docs)
+    outcomes = [_outcome(check, results[position], table, key) for position, check in enumerate(checks)]
+    _cut_off(docs, name)
+    return outcomes
+
+
+def _evaluate(name: str, table: pd.DataFrame, checks: Sequence[Check], key: str, docs: Path) -> dict[int, Any]:
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str((docs / name).resolve())}
+    context.add_data_docs_site(name, {"class_name": "SiteBuilder", "store_backend": store})  # type: ignore[typeddict-item]
+    batches = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+    expectations = [
+        getattr(gx.expectations, check.expectation)(**check.arguments, meta={"position": position})
+        for position, check in enumerate(checks)
+    ]
+    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
+    definition = gx.ValidationDefinition(
+        name=name, data=batches.add_batch_definition_whole_dataframe(name), suite=suite
+    )
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(
+            name=name,
+            validation_definitions=[context.validation_definitions.add(definition)],
+            actions=[UpdateDataDocsAction(name="docs", site_names=[name])],
+            result_format={
+                "result_format": "SUMMARY",
+                "partial_unexpected_count": _KEPT,
+                "unexpected_index_column_names": [key],
+            },
+        )
+    )
+    # A fixed time: the same manifest gives the same report.
+    run = RunIdentifier(run_name=name, run_time=datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
+    found = checkpoint.run(batch_parameters={"dataframe": table}, run_id=run)
+    (validation,) = found.run_results.values()
+    evaluated: list[Any] = validation.results
+    results = {result.expectation_config.meta["position"]: result for result in evaluated}
+    if len(results) != len(checks):
+        raise RuntimeError(f"{name}: {len(results)} of {len(checks)} expectations were evaluated")
+    return results
+
+
+def _outcome(check: Check, result: Any, table: pd.DataFrame, key: str) -> Outcome:
+    raised = _exceptions(result.exception_info)
+    if raised:
+        raise RuntimeError(f"{check.expectation} {dict(check.arguments)} could not be evaluated: {raised[0]}")
+    found = result.result
+    names = [str(row[key]) for row in found.get("partial_unexpected_index_list") or []]
+    details = dict(zip(table[key], table[check.detail], strict=True)) if check.detail and names else {}
+    return Outcome(
+        check=check,
+        type=result.expectation_config.type,
+        row=key,
+        success=bool(result.success),
+        unexpected=int(found.get("unexpected_count") or 0),
+        observed=found.get("observed_value"),
+        examples=[f"{name} ({_text(details[name])})" if name in details else name for name in names],
+    )
+
+
+def _exceptions(info: Mapping[str, Any]) -> list[str]:
+    """The messages in an expectation's exception_info: one entry, or one per metric."""
+    entries = [info] if "raised_exception" in info else list(info.values())
+    return [str(entry["exception_message"]) for entry in entries if entry["raised_exception"]]
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _message(task: str, outcome: Outcome) -> str:
+    check = outcome.check
+    if not outcome.examples:
+        return f"{task}: {check.problem} (found: {outcome.observed}); {check.remedy}"
+    thing = _ROWS[outcome.row][outcome.unexpected != 1]
+    named = ", ".join(outcome.examples[:_NAMED])
+    more = f" and {outcome.unexpected - _NAMED} more" if outcome.unexpected > _NAMED else ""
+    return f"{task}: {outcome.unexpected} {thing} {check.problem}: {named}{more}; {check.remedy}"
+
+
+def _result(task: str, manifest: pd.DataFrame, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    failed = [outcome for outcome in outcomes if not outcome.success]
+    critical = [_message(task, outcome) for outcome in failed if outcome.check.critical]
+    splits, labels = manifest["split"].value_counts(), manifest["label"].value_counts()
+    return {
+        "task": task,
+        "success": not critical,
+        "critical_failures": critical,
+        "warnings": [_message(task, outcome) for outcome in failed if not outcome.check.critical],
+        "statistics": {"evaluated": len(outcomes), "met": len(outcomes) - len(failed), "failed": len(failed)},
+        "expectations": [
+            {
+                "type": outcome.type,
+                "column": outcome.check.arguments.get("column"),
+                "critical": outcome.check.critical,
+                "success": outcome.success,
+                "unexpected_count": outcome.unexpected,
+                "examples": outcome.examples,
+            }
+            for outcome in outcomes
+        ],
+        "summary": {
+            "images": len(manifest),
+            "classes": int(manifest["label"].nunique()),
+            "per_split": {split: int(splits.get(split, 0)) for split in SPLITS},
+            "per_class": {str(label): int(number) for label, number in labels.items()},
+        },
+    }
+
+
+def _cut_off(docs: Path, name: str) -> None:
+    """Keep the one page that Great Expectations built for `name`, without anything that it would load.
+
+    Its pages take styles and scripts from a dozen hosts, and bring megabytes of fonts and logos.
+    """
+    (built,) = (docs / name / "validations").rglob("*.html")
+    page = built.read_text(encoding="utf-8")
+    page = re.sub(r"<script\b.*?</script>|<link\b[^>]*>|<style\b.*?</style>|<img\b[^>]*>", "", page, flags=re.DOTALL)
+    page = re.sub(r'href="[^"#]*/expectations/[^"]*"', 'href="#"', page)
+    page = re.sub(r'href="[^"#]*index\.html"', 'href="index.html"', page)
+    page = re.sub(r"<footer\b.*?</footer>", "", page, flags=re.DOTALL)
+    page = re.sub(r"\d{8}T\d{6}\.\d+Z|(/ )?2000-01-01T[0-9:]+Z", "", page)
+    numbers, known = count(), dict[str, str]()
+    page = re.sub(
+        r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        lambda found: known.setdefault(found[0], f"id{next(numbers)}"),
+        page,
+    )
+    (docs / f"{name}.html").write_text(page.replace("</head>", f"{_STYLE}</head>", 1), encoding="utf-8")
+    shutil.rmtree(docs / name)
+
+
+def _index_page(task: str, outcomes: Sequence[Outcome]) -> str:
+    rows = ["<tr><th></th><th>Looked for</th><th>Found</th><th>Expectation</th><th>Column</th></tr>"]
+    for outcome in outcomes:
+        status = "met" if outcome.success else "failed" if outcome.check.critical else "warned"
+        column = outcome.check.arguments.get("column", "")
+        sought = f"{_ROWS[outcome.row][1]} {outcome.check.problem}" if column else outcome.check.problem
+        cells = (sought, "" if outcome.success else _message(task, outcome), outcome.type, column)
+        shown = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr><td class="{status}">{status}</td>{shown}</tr>')
+    title = html.escape(f"Validation of {task}")
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{_STYLE}</head><body>'
+        f'<h1>{title}</h1><p>In detail: <a href="images.html">images</a>, <a href="classes.html">classes</a></p>'
+        f'<div class="table-responsive"><table>{"".join(rows)}</table></div></body></html>\n'
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing from Great Expectations on the screen; what it finds is in the result."""
+    logger = logging.getLogger("great_expectations")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,81 @@
+"""What is served: one folder with everything prediction needs, and the sha256 of every file in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from components.config import Config
+from components.errors import IntaglioError
+from components.io import atomic_folder, read_json, sha256_file, write_arrays, write_json
+from components.retrieval.shortlist import TaskRetriever
+from components.signatures.storage import read_signature
+
+INDEX = "bundle.json"
+RETRIEVAL = "retrieval.safetensors"
+_SERVED = {
+    "modules": ("module.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    "signatures": (
+        "signature.json",
+        "classifier.safetensors",
+        "mixture.safetensors",
+        "centroids.safetensors",
+        "support.safetensors",
+        "trunk_support.safetensors",
+    ),
+}
+
+
+def write_bundle(root: Path, config: Config) -> None:
+    """The `bundle` stage: models/bundle from the backbone, the modules and the signatures."""
+    signatures = [read_signature(root / "models/signatures", task) for task in config.tasks]
+    with atomic_folder(root / "models/bundle") as folder:
+        shutil.copytree(root / "models/backbone", folder / "backbone")
+        for signature in signatures:
+            for kind, names in _SERVED.items():
+                _copy(root / "models" / kind / signature.task, folder / kind / signature.task, names)
+        write_arrays(folder / RETRIEVAL, TaskRetriever.fit(signatures, config.shortlist).to_arrays())
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sections = ("data", "backbone", "embedding", "retrieval", "shortlist")
+        index = {
+            "tasks": {signature.task: signature.classes for signature in signatures},
+            "order": list(config.tasks),
+            "config": {section: getattr(config, section).model_dump(mode="json") for section in sections},
+            "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
+        }
+        write_json(folder / INDEX, index)
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    for name in filter(lambda name: (source / name).exists(), names):  # not every trunk has a support
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells a bundle from every other one: the sha256 of its index, which holds that of every file.
+
+    Raises:
+        IntaglioError: it is no bundle.
+    """
+    if not (folder / INDEX).is_file():
+        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
+    return sha256_file(folder / INDEX)
+
+
+def verify_bundle(folder: Path) -> None:
+    """Check that a bundle is whole.
+
+    Raises:
+        IntaglioError: it is no bundle, or a file is missing, damaged or not listed.
+    """
+    if not (folder / INDEX).is_file():
+        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
+    listed = read_json(folder / INDEX)["files"]
+    for name, digest in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise IntaglioError(f"{path}: missing from the bundle; run the stage 'bundle' again")
+        if sha256_file(path) != digest:
+            raise IntaglioError(f"{path}: damaged (its sha256 is not the one in {INDEX}); run the stage 'bundle' again")

@@ -1,0 +1,250 @@
+"""Modules trained once and kept: a module is named by all that determines it, so methods, orders and runs share it."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from components.arrays import Embeddings
+from components.config import BASE, Config
+from components.fingerprint import code_fingerprint
+from components.io import read_json, sha256_bytes, sha256_file, write_json
+from components.lab.embedded_images import ImageRows, tail_of
+from components.lab.task_sequence import Labelled, TaskData
+from components.modules import adapted_linear, low_rank
+from components.modules.multi_module_vit import MultiModuleViT
+from components.signatures.classifier import Classifier
+from components.signatures.ensemble import fit_ensemble, fit_ensemble_weights, fold_ensemble
+from components.signatures.scatter import CompactScatter, dense
+from components.signatures.statistics import Statistics
+from components.training import loop
+from components.training.checkpoint import Checkpoints
+from components.vision.backbone import Vit, choose_device, load_vit
+
+_REMEMBERED = 128  # modules whose embeddings stay in memory
+
+
+@dataclass
+class _Memory:
+    """The tail's part of h_k of a whole corpus under one module, filled in where it was asked for."""
+
+    tail: NDArray[np.float32]
+    known: NDArray[np.bool_]
+
+
+@dataclass
+class ModuleStore:
+    """Trains modules into `folder`/modules, and embeds images under them; `root` has the backbone."""
+
+    root: Path
+    folder: Path
+    config: Config
+    _memory: OrderedDict[str, _Memory] = field(default_factory=OrderedDict)
+    _classifiers: dict[tuple[str | None, str, bool], Classifier] = field(default_factory=dict)
+    _statistics: dict[tuple[str | None, str], Statistics] = field(default_factory=dict)
+
+    def classifier(self, name: str | None, task: TaskData, served: bool = False) -> Classifier:
+        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once.
+
+        `served`: together with the module's other witnesses (components/signatures/ensemble.py).
+        """
+        key = name, _digest(task), served
+        if key not in self._classifiers:
+            self._classifiers[key] = self._classify(name, task, served)
+        return self._classifiers[key]
+
+    def compact_statistics(self, task: TaskData, shared: str | None = None) -> Statistics:
+        """Of a task on h_0 (see `shared`), the scatter reduced to what the pipeline stores of it."""
+        key = shared, _digest(task)
+        if key not in self._statistics:
+            h = self.shared(shared, task.train.images)
+            found = Statistics.fit(h, task.train.labels, task.classes)
+            scatter = CompactScatter.of(dense(found.scatter), self.config.signature.scatter_rank)
+            self._statistics[key] = replace(found, scatter=scatter)
+        return self._statistics[key]
+
+    def module(self, task: TaskData, previous: str, seed: int) -> str:
+        """The name of the task's module that follows `previous` (BASE: none), trained where it does not exist yet."""
+        name = self._name(task, previous, seed)
+        if not (self._modules / name / "module.json").exists():
+            self._train(name, task, previous, seed)
+        return name
+
+    def embed(self, name: str, images: ImageRows) -> Embeddings:
+        """h_k of images under a module, (n, d); computed once for each image while the module is remembered."""
+        corpus, width = images.corpus, images.corpus.trunk_width
+        memory = self._remember(name, len(corpus.h0), corpus.h0.shape[1] - width)
+        missing = np.unique(images.rows[~memory.known[images.rows]])
+        if len(missing):
+            memory.tail[missing] = self._tail(name, ImageRows(corpus, missing))
+            memory.known[missing] = True
+        return np.concatenate([corpus.h0[images.rows, :width], memory.tail[images.rows]], axis=1)
+
+    def shared(self, name: str | None, images: ImageRows) -> Embeddings:
+        """h_0 of images: frozen, and beside it the tail under a module that all tasks share, if any, (n, d)."""
+        if name is None:
+            return images.h0
+        return np.concatenate([images.h0, self.embed(name, images)[:, images.corpus.trunk_width :]], axis=1)
+
+    def stored_bytes(self, names: Sequence[str]) -> int:
+        """Size of the adapters that prediction needs."""
+        files = (self._modules / self._cut(name) / "adapter" / "adapter_model.safetensors" for name in names)
+        return sum(file.stat().st_size for file in files)
+
+    def fresh_vit(self) -> Vit:
+        """The backbone, without anybody's layers in it."""
+        backbone, depths = self.config.backbone, self.config.embedding.depths
+        return load_vit(self.root / "models/backbone", backbone, depths, choose_device(self.config.device))
+
+    @cached_property
+    def _modules(self) -> Path:
+        """The folder of modules, with the root of every chain."""
+        folder = self.folder / "modules"
+        base = folder / BASE / "module.json"
+        if not base.exists():
+            write_json(base, read_json(self.root / "models/modules" / BASE / "module.json"))
+        return folder
+
+    @cached_property
+    def _base(self) -> str:
+        """The frozen backbone, by what its files say, and the code that trains on it."""
+        backbone = sha256_file(self.root / "models/backbone/backbone.safetensors")
+        return json.dumps(
+            [
+                code_fingerprint(loop.__name__),
+                backbone,
+                self.config.backbone.model_dump(),
+                self.config.embedding.depths,
+            ]
+        )
+
+    def _name(self, task: TaskData, previous: str, seed: int) -> str:
+        finetune = self.config.finetune.model_dump(exclude={"max_rank"})
+        facts = [self._base, finetune, _digest(task), previous, seed]
+        return f"{task.name}-{sha256_bytes(json.dumps(facts).encode())[:20]}"
+
+    def _cut(self, name: str) -> str:
+        """The module with `finetune.max_rank` directions: it is trained once for any number of them."""
+        cut = f"{name}-{self.config.finetune.max_rank}"
+        if not (self._modules / cut / "module.json").exists():
+            low_rank.cut_module(self._modules, name, cut, self.fresh_vit(), self.config.finetune.max_rank)
+        return cut
+
+    def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
+        settings, vit = self.config.finetune, self.fresh_vit()
+        past = low_rank.read_past(self._modules, previous, settings.past_budget)
+        trained = adapted_linear.attach(vit, past, settings, seed)
+        checkpoints = Checkpoints.open(self.folder, name, {}, loop.__name__)
+        learned, held_out = split_of(task.train, settings.views), split_of(task.val)
+        lesson = loop.TrainingJob(name, vit, trained, learned, held_out, task.classes, settings, seed)
+        _, head = loop.train(lesson, checkpoints)
+        component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
+        every = settings.past_budget + settings.rank
+        low_rank.write_module(self._modules, name, previous, component, reuse, past, head, vit, every)
+        checkpoints.clear()
+
+    def _classify(self, name: str | None, task: TaskData, served: bool) -> Classifier:
+        images, labels = task.train.images, task.train.labels
+        if name is None:
+            return Classifier.fit(images.h0, labels, task.classes)
+        h = self.embed(name, images)
+        if not served:  # the trunk's part is the same in all tasks
+            return Classifier.fit(h[:, images.corpus.trunk_width :], labels, task.classes)
+        found = fit_ensemble(h, labels, task.classes, low_rank.read_head(self._modules / name))
+        factors = fit_ensemble_weights(found, self.embed(name, task.val.images), task.val.labels)
+        return fold_ensemble(found, factors).rounded(h.mean(axis=0))
+
+    def _remember(self, name: str, images: int, width: int) -> _Memory:
+        if name not in self._memory:
+            if len(self._memory) == _REMEMBERED:
+                self._memory.popitem(last=False)
+            tail, known = np.empty((images, width), dtype=np.float32), np.zeros(images, dtype=bool)
+            self._memory[name] = _Memory(tail, known)
+        self._memory.move_to_end(name)
+        return self._memory[name]
+
+    def _tail(self, name: str, images: ImageRows) -> Embeddings:
+        cut = self._cut(name)
+        engine = MultiModuleViT.load(self.fresh_vit(), self._modules, [cut])
+        width = engine.vit.trunk_width
+
+        def tail(tokens: Tensor) -> Tensor:
+            return engine.embed(cut, tokens, tokens.new_zeros(len(tokens), width))[:, width:]
+
+        return tail_of(engine.vit, tail, images.tokens)
+
+
+def _digest(task: TaskData) -> str:
+    """Names a task's images and their classes."""
+    images = [
+        [[part.images.corpus.sha256[row] for row in part.images.rows], part.labels.tolist()]
+        for part in (task.train, task.val)
+    ]
+    return sha256_bytes(json.dumps(images).encode())
+
+
+def split_of(part: Labelled, views: int = 1) -> loop.Split:
+    """What the training loop takes."""
+    return loop.Split(part.images.views(views), torch.from_numpy(part.labels), views)
+
+
+@dataclass
+class TaskModules:
+    """One module per task. `composed`: each may reuse the ones before it; otherwise each stands alone.
+
+    `served`: more than the discriminants of the adapted part names the class, as in what is served.
+    """
+
+    workshop: ModuleStore
+    seed: int
+    composed: bool
+    served: bool = False
+    _names: list[str] = field(default_factory=list)
+
+    def learn(self, task: TaskData) -> None:
+        """Train the next task's module."""
+        previous = self._names[-1] if self.composed and self._names else BASE
+        self._names.append(self.workshop.module(task, previous, self.seed))
+
+    def embed(self, number: int | None, images: ImageRows) -> Embeddings:
+        """(n, d) under the module of the `number`-th task, or under the frozen backbone (None)."""
+        return images.h0 if number is None else self.workshop.embed(self._names[number], images)
+
+    def classifier(self, number: int, task: TaskData) -> Classifier:
+        """The task's discriminants under its own module."""
+        return self.workshop.classifier(self._names[number], task, self.served)
+
+    def stored_bytes(self) -> int:
+        """All adapters."""
+        return self.workshop.stored_bytes(self._names)
+
+
+@dataclass(frozen=True)
+class NoModules:
+    """Every task is predicted under the frozen backbone."""
+
+    workshop: ModuleStore
+
+    def learn(self, task: TaskData) -> None:
+        """Nothing to learn."""
+
+    def embed(self, number: int | None, images: ImageRows) -> Embeddings:
+        """h_0 of images, whatever the task."""
+        return images.h0
+
+    def classifier(self, number: int, task: TaskData) -> Classifier:
+        """The task's discriminants on h_0."""
+        return self.workshop.classifier(None, task)
+
+    def stored_bytes(self) -> int:
+        """Nothing."""
+        return 0

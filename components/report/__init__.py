@@ -1,0 +1,1 @@
+"""One self-contained page with everything that a run produced."""

@@ -1,0 +1,1 @@
+"""Which task an image belongs to, with nothing learned that could forget."""

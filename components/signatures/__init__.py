@@ -1,0 +1,1 @@
+"""What a task leaves behind: statistics, a mixture, calibrated scores and a classifier."""

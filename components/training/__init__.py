@@ -1,0 +1,1 @@
+"""One task to one module: the loop, what it keeps for a restart, and how processes share it."""

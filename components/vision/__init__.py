@@ -1,0 +1,1 @@
+"""The frozen vision transformer: its weights, batches of pixels, and the outputs of its trunk on disk."""

@@ -1,0 +1,282 @@
+"""The trunk's outputs, computed once per image and kept on disk for every stage and every epoch.
+
+A folder of immutable segments: safetensors files of up to 64 MiB that name the images they hold by sha256 and carry a
+checksum for each. A segment appears by a rename, so a writer that is killed leaves none, and two writers at once leave
+two that agree. The least recently used are deleted beyond the size cap; whoever still reads one keeps it mapped. So the
+folder may be deleted at any time: that costs the time to fill it again.
+
+Tokens are kept in float16. All that learns or measures reads them from here, just computed or years old, so that
+results never depend on what was in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from components.arrays import Arrays, Embeddings, Pixels
+from components.config import Cache
+from components.data.images import Limits
+from components.errors import IntaglioError
+from components.io import sweep, write_arrays
+from components.vision.backbone import Vit, autocast
+from components.vision.pixel_batches import ProgressLine, pixel_batches
+
+Rows = NDArray[np.int64]
+HalfTokens = NDArray[np.float16]
+_Batch = tuple[HalfTokens, Embeddings]  # tokens, and the pooled trunk depths
+_Computed = tuple[Sequence[bytes], Sequence[_Batch]]
+
+FOLDER = ".intaglio/trunk"  # in the project
+BATCH = 32  # images a pass; what is missing of a last one is computed in vain
+SEGMENT_BYTES = 64 * 2**20  # what a killed writer loses at most, and the grain of what is evicted
+_FORMAT = 1  # of the segments, and of the way from a file to pixels: a new number forgets all old entries
+_VIEWS = 1  # of the way from a file to its other views: likewise
+_DTYPES = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One mapped file: images (n, 32) sha256, checksums (n,), pooled (n, trunk_width), tokens (n, tokens, width)."""
+
+    path: Path
+    images: NDArray[np.uint8]
+    checksums: NDArray[np.uint32]
+    pooled: Embeddings
+    tokens: HalfTokens
+
+    def is_whole(self, row: int) -> bool:
+        """Whether a row is what was written."""
+        return _checksum(self.images[row], self.pooled[row], self.tokens[row]) == int(self.checksums[row])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of n images after the trunk, mapped from disk; `tokens[rows]` reads a batch of them."""
+
+    _segments: tuple[_Segment, ...]
+    _where: Rows  # (n, 2): segment, row in it
+
+    def __len__(self) -> int:
+        """Number of images n."""
+        return len(self._where)
+
+    def __getitem__(self, rows: Rows | slice) -> HalfTokens:
+        """Any rows, in the order asked for: (len(rows), tokens, width) float16."""
+        where = self._where[rows]
+        out = np.empty((len(where), *self._segments[0].tokens.shape[1:]), dtype=np.float16)
+        for number in np.unique(where[:, 0]):
+            here = where[:, 0] == number
+            out[here] = self._segments[number].tokens[where[here, 1]]
+        return out
+
+    def take(self, rows: Rows) -> Tokens:
+        """The tokens of some of the images, still on disk."""
+        return Tokens(self._segments, self._where[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Those of one part after the other."""
+        first = np.cumsum([0, *(len(part._segments) for part in parts)])
+        where = [part._where + np.array([start, 0]) for part, start in zip(parts, first, strict=False)]
+        return cls(tuple(segment for part in parts for segment in part._segments), np.concatenate(where))
+
+
+@dataclass(frozen=True)
+class TrunkCache:
+    """A folder of segments that is kept below `max_bytes`; 0 keeps nothing beyond the running process."""
+
+    folder: Path
+    max_bytes: int
+
+    @classmethod
+    def of(cls, root: Path, settings: Cache) -> TrunkCache:
+        """The project's cache, or the one in $INTAGLIO_CACHE, which projects may share."""
+        return cls(Path(os.environ.get("INTAGLIO_CACHE") or root / FOLDER), int(settings.max_gb * 1e9))
+
+    def evict(self) -> None:
+        """Delete the segments that were not used for longest, of whatever backbone, until the rest fits."""
+        found = []
+        for path in self.folder.glob("*/*.safetensors"):
+            with suppress(FileNotFoundError):  # another process evicts too
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def trunk_outputs(
+    vit: Vit,
+    paths: Sequence[Path],
+    digests: Sequence[str],
+    limits: Limits,
+    cache: TrunkCache,
+    what: str,
+    view: int = 0,
+) -> tuple[Tokens, Embeddings]:
+    """The trunk's outputs of at least one image, computed where the cache lacks them.
+
+    Args:
+        vit: the backbone.
+        paths: the n image files.
+        digests: the hex sha256 of each.
+        limits: what an image may cost.
+        cache: where outputs are looked up and kept.
+        what: the name of the work, for its progress.
+        view: which view of the images (components/data/augment.py); 0 is themselves.
+
+    Returns:
+        tokens (n, tokens, width) float16, mapped; the pooled trunk depths (n, trunk_width) float32.
+
+    Raises:
+        ImageError: an image cannot be read, or is not the one that `digests` names.
+        IntaglioError: the outputs do not fit float16, or the disk does not let us write.
+    """
+    shelf = cache.folder / _key(vit, view)
+    wanted = {bytes.fromhex(digest): path for digest, path in zip(digests, paths, strict=True)}
+    segments = list(_open_all(shelf))
+    place = _locate(segments, wanted)
+    for number in {number for number, _ in place.values()}:
+        with suppress(OSError):  # evicted meanwhile, or a cache that we may only read
+            os.utime(segments[number].path)
+    if missing := [image for image in wanted if image not in place]:
+        computed = _compute(vit, [wanted[image] for image in missing], missing, limits, what, view)
+        for segment in _written(shelf, computed):
+            place |= {image.tobytes(): (len(segments), row) for row, image in enumerate(segment.images)}
+            segments.append(segment)
+        cache.evict()
+    where = np.array([place[bytes.fromhex(digest)] for digest in digests], dtype=np.int64)
+    pooled = np.stack([segments[number].pooled[row] for number, row in where])
+    return Tokens(tuple(segments), where), pooled
+
+
+def _key(vit: Vit, view: int) -> str:
+    """Names everything but the image that the outputs depend on."""
+    facts: dict[str, object] = {
+        "format": _FORMAT,
+        "backbone": vit.sha256,
+        "image_size": vit.image_size,
+        "normalisation": [vit.mean, vit.std],
+        "trunk_depth": vit.trunk_depth,
+        "depths": [depth for depth in vit.depths if depth <= vit.trunk_depth],
+        "arithmetic": [vit.device.type, vit.half],
+    }
+    if view:
+        facts |= {"view": [_VIEWS, view]}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _open_all(shelf: Path) -> Iterator[_Segment]:
+    """Every readable segment; one that is not a whole file is deleted."""
+    if shelf.is_dir():
+        sweep(shelf)
+    for path in sorted(shelf.glob("*.safetensors")):
+        try:
+            yield _open(path)
+        except FileNotFoundError:
+            continue  # evicted by another process this instant
+        except (ValueError, LookupError, TypeError, AttributeError):
+            path.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> _Segment:
+    """Map a segment, by the layout of safetensors: 8 bytes of length, a JSON header, the arrays."""
+    whole = np.memmap(path, np.uint8, "r")
+    begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+    header = json.loads(whole[8:begin].tobytes())
+    arrays = {}
+    for name, facts in header.items():
+        start, end = facts["data_offsets"]
+        arrays[name] = whole[begin + start : begin + end].view(_DTYPES[facts["dtype"]]).reshape(facts["shape"])
+    if len({len(array) for array in arrays.values()}) != 1:
+        raise ValueError(f"{path}: its arrays differ in length")
+    return _Segment(path, **arrays)
+
+
+def _locate(segments: Sequence[_Segment], wanted: dict[bytes, Path]) -> dict[bytes, tuple[int, int]]:
+    """Where the wanted images lie, of those that are whole: sha256 -> (segment, row)."""
+    place: dict[bytes, tuple[int, int]] = {}
+    for number, segment in enumerate(segments):
+        for row, image in enumerate(segment.images):
+            name = image.tobytes()
+            if name in wanted and name not in place and segment.is_whole(row):
+                place[name] = (number, row)
+    return place
+
+
+def _compute(
+    vit: Vit, paths: Sequence[Path], images: Sequence[bytes], limits: Limits, what: str, view: int
+) -> Iterator[_Computed]:
+    """The images of one segment after the other, and the batches of what was computed of them."""
+    progress, done, start, size = ProgressLine(f"{what}: trunk", len(paths)), 0, 0, 0
+    batches: list[_Batch] = []
+    digests = [image.hex() for image in images]
+    for pixels in pixel_batches(paths, vit.image_size, limits, BATCH, digests, view):
+        batches.append(_forward(vit, pixels))
+        size += batches[-1][0].nbytes + batches[-1][1].nbytes
+        done += len(pixels)
+        progress.at(done)
+        if size >= SEGMENT_BYTES or done == len(paths):
+            yield images[start:done], batches
+            batches, start, size = [], done, 0
+
+
+def _forward(vit: Vit, pixels: Pixels) -> tuple[HalfTokens, Embeddings]:
+    """One batch, filled up with black images: the size of a batch would show in the last bits of a product."""
+    full = np.zeros((BATCH, *pixels.shape[1:]), dtype=np.uint8)
+    full[: len(pixels)] = pixels
+    with torch.inference_mode(), autocast(vit):
+        tokens, pooled = vit.trunk(full)
+    half = tokens[: len(pixels)].half().cpu().numpy()
+    if not np.isfinite(half).all():
+        raise IntaglioError("the trunk's output does not fit float16; choose another backbone, or a shallower trunk")
+    return half, pooled[: len(pixels)].float().cpu().numpy()
+
+
+def _pack(images: Sequence[bytes], batches: Sequence[_Batch]) -> Arrays:
+    tokens, pooled = (np.concatenate(part) for part in zip(*batches, strict=True))
+    names = np.frombuffer(b"".join(images), dtype=np.uint8).reshape(len(images), -1)
+    checksums = np.array([_checksum(*row) for row in zip(names, pooled, tokens, strict=True)], dtype=np.uint32)
+    return {"images": names, "checksums": checksums, "pooled": pooled, "tokens": tokens}
+
+
+def _checksum(image: NDArray[np.uint8], pooled: Embeddings, tokens: HalfTokens) -> int:
+    return zlib.crc32(tokens.tobytes(), zlib.crc32(pooled.tobytes(), zlib.crc32(image.tobytes())))
+
+
+def _written(shelf: Path, computed: Iterator[_Computed]) -> Iterator[_Segment]:
+    """The segments, each written while the next one is computed: a GPU would wait as long for a disk as it works."""
+    with ThreadPoolExecutor(1) as writer:
+        ahead: Future[_Segment] | None = None
+        for images, batches in computed:
+            if ahead:
+                yield ahead.result()
+            ahead = writer.submit(_write, shelf, images, batches)
+        if ahead:
+            yield ahead.result()
+
+
+def _write(shelf: Path, images: Sequence[bytes], batches: Sequence[_Batch]) -> _Segment:
+    """Keep a segment under the hash of the images in it, so that equal work ends in one file."""
+    arrays = _pack(images, batches)
+    path = shelf / f"{hashlib.sha256(arrays['images'].tobytes()).hexdigest()[:32]}.safetensors"
+    write_arrays(path, arrays)
+    try:
+        return _open(path)
+    except FileNotFoundError:  # another process, with a small cap, has evicted it already
+        return _Segment(path, **arrays)

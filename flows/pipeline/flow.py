@@ -1,0 +1,205 @@
+"""The flow: walk the DAG of dvc.yaml, publish, register, judge, promote."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.runtime import task_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from components.config import Config
+from components.errors import IntaglioError, TransientError
+from components.io import read_json
+from flows.pipeline.crash_recovery import forget_dropped_tasks, recover
+from flows.pipeline.dag import changed_stages, read_dag
+from flows.pipeline.lock import run_lock
+from flows.pipeline.progress import Progress
+from flows.pipeline.stage_process import StageStoppedError, run_stage
+from flows.pipeline.stage_scheduler import StageScheduler
+from flows.pipeline.summary import Summary, as_markdown, closing_lines, failure_lines
+from flows.settings import enter, find_root
+from flows.tasks.preflight import preflight
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from flows.registry.promote import Decision
+    from flows.registry.publish import Publication
+
+WORKERS = 2
+RETRY_DELAYS = (10.0, 60.0)  # seconds before the second and the third attempt at a transient fault
+
+
+class Run:
+    """What the tasks of one flow run share. Not a dataclass: Prefect would take it apart to look for futures."""
+
+    def __init__(self, root: Path, config: Config, progress: Progress) -> None:
+        self.root, self.config, self.progress = root, config, progress
+        self.stop = threading.Event()
+
+
+@flow(
+    name="continual_finetuning",
+    description="The DAG of dvc.yaml, then publish, register, judge and promote.",
+    task_runner=cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=WORKERS)),
+)
+def continual_finetuning(root: str | None = None) -> Summary:
+    """Run the pipeline of one project once.
+
+    Args:
+        root: the project's folder; by default the current folder or the nearest above it with a dvc.yaml.
+
+    Raises:
+        IntaglioError: something a person has to mend, one line each. Whatever had finished is kept.
+    """
+    folder = find_root(Path(root) if root else None)
+    enter(folder)
+    with run_lock(folder):
+        config = preflight(folder)
+        recover(folder)
+        forget_dropped_tasks(folder, config.tasks)
+        dag = read_dag(folder)
+        walk = StageScheduler(dag, changed_stages(folder), WORKERS)
+        run = Run(folder, config, Progress(len(dag.stages)))
+        run.progress.up_to_date(len(walk.outcomes))
+        try:
+            _walk_stages(run, walk)
+        except BaseException:
+            run.stop.set()  # Ctrl-C, SIGTERM or a cancelled flow run: no stage survives it
+            raise
+        return _conclude(run, walk)
+
+
+def _walk_stages(run: Run, walk: StageScheduler) -> None:
+    """Start what may start and wait for what runs, until neither is left."""
+    futures: dict[str, PrefectFuture[str]] = {}
+    done: SimpleQueue[str] = SimpleQueue()
+    while True:
+        while stage := walk.next_stage():
+            # What it needs is there already: `wait_for` only draws the arrows in Prefect's pages.
+            upstream = [futures[name] for name in sorted(stage.upstream) if name in futures]
+            future = dvc_stage.submit(stage.name, run, return_state=False, wait_for=upstream)
+            futures[stage.name] = future
+            future.add_done_callback(partial(_put, done, stage.name))
+        if not walk.running:
+            return
+        name = done.get()
+        result = futures[name].result(raise_on_failure=False)
+        if isinstance(result, BaseException):
+            walk.failed(name, result)
+        else:
+            walk.finished(name, result)
+
+
+def _put(done: SimpleQueue[str], name: str, _future: PrefectFuture[str]) -> None:
+    done.put(name)
+
+
+def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
+    return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+@task(
+    name="stage",
+    task_run_name="{stage}",
+    retries=len(RETRY_DELAYS),
+    retry_condition_fn=_is_transient,
+    cache_policy=NO_CACHE,  # DVC is the only cache
+    persist_result=False,
+)
+def dvc_stage(stage: str, run: Run) -> str:
+    """Run one stage; its output goes to Prefect's log and, indented, to the terminal."""
+    logger, progress = get_run_logger(), run.progress
+    attempt = int(task_run.run_count or 1)
+    if attempt > 1:
+        # Prefect would sleep through a Ctrl-C; this wait ends at once.
+        run.stop.wait(RETRY_DELAYS[attempt - 2])
+
+    def on_line(line: str) -> None:
+        logger.info(line)
+        progress.line(stage, line)
+
+    progress.started(stage)
+    begun = time.monotonic()
+    try:
+        outcome = run_stage(run.root, stage, on_line, run.stop)
+    except TransientError as error:
+        again = f"; trying again in {RETRY_DELAYS[attempt - 1]:.0f} s" if attempt <= len(RETRY_DELAYS) else ""
+        progress.say(f"{error}: a fault that may pass{again}")
+        raise
+    except IntaglioError as error:
+        progress.say(f"{stage} {'stopped' if isinstance(error, StageStoppedError) else 'FAILED'}")
+        raise
+    progress.finished(stage, outcome, time.monotonic() - begun)
+    return outcome
+
+
+def _conclude(run: Run, walk: StageScheduler) -> Summary:
+    errors = {stage: str(error) for stage, error in walk.errors.items()}
+    outcomes, elapsed = walk.outcomes, run.progress.elapsed
+    if errors:
+        summary = Summary(outcomes, elapsed, errors, walk.not_started)
+        _show(summary)
+        for error in walk.errors.values():
+            if not isinstance(error, IntaglioError):
+                raise error  # a bug: its stack trace is wanted
+        raise IntaglioError("\n".join(failure_lines(summary)))
+    from flows.registry.mlflow_store import connect
+
+    client = connect(run.root)
+    publication = publish_runs(client, run)
+    version = register_model(client, run, publication)
+    decision = judge_and_promote(client, run, version)
+    summary = Summary(
+        outcomes,
+        run.progress.elapsed,
+        run_id=publication.run_id,
+        published_now=publication.new,
+        decision=decision,
+        metrics=read_json(run.root / "reports" / "metrics.json"),
+    )
+    _show(summary)
+    for line in closing_lines(summary):
+        run.progress.say(line)
+    return summary
+
+
+def _show(summary: Summary) -> None:
+    """Give the run its page in Prefect. Without a server there is none, which must not hide how the run ended."""
+    with suppress(httpx.TransportError):
+        create_markdown_artifact(as_markdown(summary), key="continual-finetuning")
+
+
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish_runs(client: MlflowClient, run: Run) -> Publication:
+    """Log the stages' outputs to MLflow, unless this state was logged before."""
+    from flows.registry.publish import publish
+
+    return publish(client, run.root, run.config)
+
+
+@task(name="register", cache_policy=NO_CACHE, persist_result=False)
+def register_model(client: MlflowClient, run: Run, publication: Publication) -> str:
+    """Register the bundle as challenger, unless this state was registered before."""
+    from flows.registry.register import register
+
+    return register(client, run.root, run.config, publication)
+
+
+@task(name="promote", cache_policy=NO_CACHE, persist_result=False)
+def judge_and_promote(client: MlflowClient, run: Run, version: str) -> Decision:
+    """Gate the version, and move the alias `champion` to it if it passes."""
+    from flows.registry.promote import settle
+
+    return settle(client, run.config.gates, version)

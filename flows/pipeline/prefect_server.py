@@ -1,0 +1,151 @@
+"""The project's own Prefect server: started when needed, gone with the process that needed it.
+
+Prefect would start an ephemeral server by itself, but in our own process group: the Ctrl-C that stops a run would stop
+that server too, and Prefect would then try for minutes to report to it. And an ephemeral server runs no schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from components.errors import IntaglioError
+from flows.pipeline import supervisor
+from flows.settings import SCRATCH
+
+_START_SECONDS = 120  # 5 s usually, 15 s with a new database, more on a busy machine
+_RESTARTS = 3  # of a server that ends in the middle of a run
+
+_Process = subprocess.Popen[bytes]
+
+
+@dataclass
+class PrefectServer:
+    """A server at `address`. `process` is None where it is not ours, `start` starts it at that address.
+
+    The process dies with us, after us: Prefect still sends its last lines of log while the interpreter shuts down.
+    """
+
+    address: str
+    process: _Process | None
+    log: Path
+    start: Callable[[], _Process] | None = None
+
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """Around a run: our own server is started again if it ends; the stages do not need it meanwhile.
+
+        A run that fails because there is no server any more ends this process with a line that says so.
+        """
+        threading.Thread(target=self._attend, daemon=True).start()
+        before, logging.raiseExceptions = logging.raiseExceptions, False  # or logs would say that they cannot be sent
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, IntaglioError) or _healthy(self.address):
+                raise
+            self._end_run(error)
+        finally:
+            logging.raiseExceptions = before
+
+    def _attend(self) -> None:
+        for _ in range(_RESTARTS):
+            if self.process is None or self.start is None:
+                return
+            self.process.wait()
+            print(f"Prefect's server ended (its last words are in {self.log}); starting it again", flush=True)
+            self.process = self.start()
+
+    def _end_run(self, error: BaseException) -> NoReturn:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, IntaglioError):
+            cause = cause.__context__  # the run's own failure, which Prefect could not report
+        where = f" (its last words are in {self.log})" if self.process else ""
+        lost = f"Prefect's server {self.address} ended during the run{where}, and Prefect's record of the run with it"
+        for line in [
+            *str(cause or "").splitlines(),
+            f"{lost}; whatever had finished is kept: run `intaglio run` again",
+        ]:
+            print(f"error: {line}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)  # at an ordinary exit Prefect would try for minutes to reach its server
+
+    def wait(self) -> str:
+        """Wait until the server answers; returns its address.
+
+        Raises:
+            IntaglioError: it ended, or does not answer in time.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while self.process is None or self.process.poll() is None:
+            if _healthy(self.address):
+                return self.address
+            if self.process is None:
+                raise IntaglioError(f"PREFECT_API_URL is {self.address}/api, but no Prefect server answers there")
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        raise IntaglioError(f"Prefect's server did not start; its last words are in {self.log}")
+
+
+def start_server(root: Path, schedules: bool = False) -> PrefectServer:
+    """Let PREFECT_API_URL lead to a server: the one it names already, or a new one with its data in `root`.
+
+    It returns at once, so that there is time to import Prefect while the server starts; then `wait()`.
+
+    Args:
+        root: the project's folder.
+        schedules: whether a new server starts scheduled runs.
+    """
+    log = root / SCRATCH / "prefect-server.log"
+    if given := os.environ.get("PREFECT_API_URL"):
+        return PrefectServer(given.removesuffix("/api"), None, log)
+    port = _free_port()
+    log.unlink(missing_ok=True)
+    start = partial(_start, root, port, log, schedules)
+    server = PrefectServer(f"http://127.0.0.1:{port}", start(), log, start)
+    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    return server
+
+
+def _start(root: Path, port: int, log: Path, schedules: bool) -> _Process:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    switches = ("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED")
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-S", supervisor.__file__, *command],
+            cwd=root,
+            env={**os.environ, **dict.fromkeys(switches, str(schedules).lower())},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _free_port() -> int:
+    """A port that the kernel picks: with a fixed one, two projects that start at once would share one's server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/api/health", timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,31 @@
+"""The quick answer where nothing is to be done: no flow run, hence no Prefect server, for nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from components.config import Config
+from components.io import read_json
+from flows.pipeline.dag import changed_stages
+from flows.pipeline.summary import Summary
+
+
+def summary_if_up_to_date(root: Path, config: Config) -> Summary | None:
+    """How things stand, if every stage is up to date, published, registered and judged; else None."""
+    begun = time.monotonic()
+    if not (root / "mlruns" / "mlflow.db").is_file() or not (root / "dvc.lock").is_file() or changed_stages(root):
+        return None
+    from flows.registry.mlflow_store import connect
+    from flows.registry.promote import standing
+    from flows.registry.publish import find_publication
+    from flows.registry.register import find_version
+
+    client = connect(root)
+    publication = find_publication(client, root)
+    version = find_version(client, publication) if publication else None
+    decision = standing(client, config.gates, version) if version else None
+    if publication is None or decision is None:
+        return None
+    metrics = read_json(root / "reports" / "metrics.json")
+    return Summary({}, time.monotonic() - begun, run_id=publication.run_id, decision=decision, metrics=metrics)

@@ -1,0 +1,92 @@
+"""`intaglio predict`: which task an image belongs to and what it shows, for a few files or a hundred thousand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.errors import IntaglioError
+from flows.prediction.answers import answered
+from flows.prediction.request import DASK, LOCAL, PredictionRequest
+
+if TYPE_CHECKING:
+    from components.inference.batch import FileAnswer
+    from components.inference.predictor import Prediction
+
+_TABLE = 64  # rows of a table on the terminal
+
+
+def predict(request: PredictionRequest) -> int:
+    """Answer a request; returns the exit status.
+
+    Raises:
+        IntaglioError: the request contradicts itself or the disk.
+    """
+    _check(request)
+    if request.output is not None:
+        from flows.prediction.predict_to_file import predict_to_file
+
+        return predict_to_file(request, request.output)
+    failures = show(answered(request, iter(request.inputs)), request.as_lines, request.top)
+    return int(failures > 0)
+
+
+def _check(request: PredictionRequest) -> None:
+    if request.engine not in (LOCAL, DASK):
+        raise IntaglioError(f"--engine {request.engine!r}: expected {LOCAL} or {DASK}")
+    if request.scheduler and request.engine != DASK:
+        raise IntaglioError(f"--scheduler is the address of a Dask cluster; it needs --engine {DASK}")
+    if request.resume and request.output is None:
+        raise IntaglioError("--resume needs --output FILE: what is done is known from there")
+    if request.as_lines and request.output is not None:
+        raise IntaglioError("--json prints to the terminal; for a file, --output FILE.jsonl is enough")
+    request.inputs.check()
+
+
+def as_json(answer: FileAnswer) -> str:
+    """One JSON line."""
+    from components.inference.batch import row_of
+
+    row: dict[str, Any] = row_of(answer)
+    if answer.prediction is not None:
+        row["p_values"] = dict(answer.prediction.p_values)
+    return json.dumps(row)
+
+
+def show(answers: Iterator[FileAnswer], as_lines: bool, top: int) -> int:
+    """Print every answer; returns how many files had no prediction."""
+    failures, rows = 0, []
+    for answer in answers:
+        failures += answer.prediction is None
+        if as_lines:
+            print(as_json(answer), flush=True)
+        elif answer.prediction is None:
+            print(f"{answer.path}: {answer.error}", file=sys.stderr)
+        else:
+            rows.append((answer.path, answer.prediction))
+            if len(rows) == _TABLE:
+                _print_table(rows, top)
+                rows.clear()
+    if rows:
+        _print_table(rows, top)
+    return failures
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _print_table(rows: Sequence[tuple[str, Prediction]], top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "task", "", "class", "", box=None, pad_edge=False)
+    for path, found in rows:
+        table.add_row(path, found.task, _percent(found.task_probability), found.label, _percent(found.probability))
+        for task, label, share in found.top[1:top]:
+            table.add_row("", task, "", label, f"{share:.0%}", style="dim")
+    console = Console()
+    # A pipe has no width: long paths must not be cut there.
+    (console if console.is_terminal else Console(width=10_000)).print(table)

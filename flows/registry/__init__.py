@@ -1,0 +1,1 @@
+"""MLflow: runs, versions of the model, the gates that they pass, and the champion."""

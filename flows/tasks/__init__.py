@@ -1,0 +1,1 @@
+"""The stream's tasks: how one is added, and what must hold before a run."""

@@ -1,0 +1,334 @@
+"""From a folder of images to a manifest: layouts, splits, and folders that are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from components.config import Config, Stream, Task
+from components.data import expectations
+from components.data.manifest import COLUMNS, SPLITS, assign_splits, ingest, read_manifest, split_of
+from components.errors import IntaglioError
+from components.io import sha256_file
+from components.params import load_config
+
+FRACTIONS = {"test": 0.25, "val": 0.15}
+
+
+@pytest.fixture
+def config() -> Config:
+    config = load_config(Path(__file__).parents[3] / "params.yaml")
+    return config.model_copy(update={"stream": Stream(tasks={"pets": Task(folder="pets", previous="base")})})
+
+
+def paint(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def fill(folder: Path, images: int = 10, start: int = 0) -> None:
+    for number in range(start, start + images):
+        paint(folder / f"{number:03d}.png", zlib.crc32(f"{folder.name}{number}".encode()))
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two classes of ten images each."""
+    for label in ("cat", "dog"):
+        fill(tmp_path / "pets" / label)
+    return tmp_path / "pets"
+
+
+def table(root: Path, config: Config) -> pd.DataFrame:
+    ingest(root, config, "pets")
+    return read_manifest(root, "pets")
+
+
+def test_a_row_per_image_with_its_facts(tmp_path: Path, pets: Path, config: Config) -> None:
+    manifest = table(tmp_path, config)
+    assert tuple(manifest.columns) == COLUMNS
+    assert list(manifest["path"]) == sorted(path.relative_to(pets).as_posix() for path in pets.rglob("*.png"))
+    first = manifest.iloc[0]
+    assert (first["path"], first["label"], first["sha256"]) == ("cat/000.png", "cat", sha256_file(pets / "cat/000.png"))
+    assert (first["width"], first["height"], first["mode"], first["format"]) == (12, 10, "RGB", "PNG")
+    assert (first["bytes"], first["readable"], first["error"]) == ((pets / "cat/000.png").stat().st_size, True, "")
+
+
+def test_every_class_is_in_every_split(tmp_path: Path, pets: Path, config: Config) -> None:
+    manifest = table(tmp_path, config)
+    assert set(manifest.groupby(["label", "split"]).groups) == {(c, s) for c in ("cat", "dog") for s in SPLITS}
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, pets: Path, config: Config) -> None:
+    path = tmp_path / "data/manifests/pets.parquet"
+    table(tmp_path, config)
+    before = sha256_file(path)
+    table(tmp_path, config)
+    assert sha256_file(path) == before
+    other = table(tmp_path, config.model_copy(update={"seed": 1}))
+    assert sha256_file(path) != before
+    assert set(other["split"]) == set(SPLITS)
+
+
+def test_renaming_files_changes_no_split(tmp_path: Path, pets: Path, config: Config) -> None:
+    before = table(tmp_path, config).set_index("sha256")["split"].to_dict()
+    for path in pets.rglob("*.png"):
+        path.rename(path.with_stem(f"new-{path.stem}"))
+    assert table(tmp_path, config).set_index("sha256")["split"].to_dict() == before
+
+
+def test_deeper_folders_belong_to_their_class(tmp_path: Path, pets: Path, config: Config) -> None:
+    paint(pets / "cat/more/deep.png", 5)
+    manifest = table(tmp_path, config).set_index("path")
+    assert manifest.loc["cat/more/deep.png", "label"] == "cat"
+
+
+def test_unreadable_images_stay_with_their_error(tmp_path: Path, pets: Path, config: Config) -> None:
+    (pets / "cat/text.png").write_text("not an image")
+    paint(pets / "cat/tiny.png", 3)
+    Image.new("RGB", (2, 2)).save(pets / "cat/tiny.png")
+    manifest = table(tmp_path, config).set_index("path")
+    assert not manifest.loc[["cat/text.png", "cat/tiny.png"], "readable"].any()
+    error = str(manifest.loc["cat/text.png", "error"])
+    assert "not an image" in error
+    assert str(tmp_path) not in error
+    readable = pd.concat(split_of(manifest.reset_index(), split) for split in SPLITS)
+    assert len(readable) == 20
+
+
+def test_hidden_and_other_files_are_left_out(tmp_path: Path, pets: Path, config: Config) -> None:
+    before = table(tmp_path, config)
+    for name in (".hidden.png", "cat/.hidden.png", "cat/notes.txt", "LICENSE.md", ".cache/x.png"):
+        (pets / name).parent.mkdir(exist_ok=True)
+        (pets / name).write_text("x")
+    pd.testing.assert_frame_equal(table(tmp_path, config), before)
+
+
+def test_split_of_refuses_unknown_splits() -> None:
+    with pytest.raises(IntaglioError, match="split 'valid' does not exist; known: train, val, test"):
+        split_of(pd.DataFrame(), "valid")
+
+
+def layout(folder: Path, *splits: str) -> None:
+    for number, split in enumerate(splits):
+        for label in ("cat", "dog"):
+            fill(folder / split / label, 12, start=100 * number)
+
+
+def test_given_splits_are_kept(tmp_path: Path, config: Config) -> None:
+    layout(tmp_path / "pets", "train", "val", "test")
+    manifest = table(tmp_path, config)
+    assert (manifest["path"].str.split("/").str[0] == manifest["split"]).all()
+    assert set(manifest["label"]) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("given_split", ["val", "test"])
+def test_the_missing_split_is_carved_out_of_train(given_split: str, tmp_path: Path, config: Config) -> None:
+    layout(tmp_path / "pets", "train", given_split)
+    manifest = table(tmp_path, config)
+    folder = manifest["path"].str.split("/").str[0]
+    assert (manifest.loc[folder == given_split, "split"] == given_split).all()
+    carved = ({"val", "test"} - {given_split}).pop()
+    assert set(manifest.loc[folder == "train", "split"]) == {"train", carved}
+
+
+def test_train_alone_is_carved_into_all(tmp_path: Path, config: Config) -> None:
+    layout(tmp_path / "pets", "train")
+    assert set(table(tmp_path, config)["split"]) == set(SPLITS)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path, config: Config) -> None:
+    for label in ("train", "car"):
+        fill(tmp_path / "pets" / label)
+    manifest = table(tmp_path, config)
+    assert set(manifest["label"]) == {"train", "car"}
+    assert set(manifest["split"]) == set(SPLITS)
+
+
+def test_links_inside_the_folder_are_followed(tmp_path: Path, pets: Path, config: Config) -> None:
+    (pets / "cat/link.png").symlink_to(pets / "dog/000.png")
+    assert "cat/link.png" in set(table(tmp_path, config)["path"])
+
+
+def test_a_linked_task_folder_is_the_folder(tmp_path: Path, pets: Path, config: Config) -> None:
+    pets.rename(tmp_path / "elsewhere")
+    pets.symlink_to(tmp_path / "elsewhere")
+    assert len(table(tmp_path, config)) == 20
+
+
+def break_missing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def break_no_classes(folder: Path) -> None:
+    for child in folder.iterdir():
+        shutil.rmtree(child)
+
+
+def break_empty_class(folder: Path) -> None:
+    (folder / "bird").mkdir()
+    (folder / "bird/readme.txt").touch()
+
+
+def break_loose(folder: Path) -> None:
+    paint(folder / "loose.png", 1)
+
+
+def break_mixed(folder: Path) -> None:
+    layout(folder, "train")
+
+
+def break_no_train(folder: Path) -> None:
+    break_no_classes(folder)
+    layout(folder, "test", "val")
+
+
+def break_stranger(folder: Path) -> None:
+    break_no_classes(folder)
+    layout(folder, "train", "test")
+    fill(folder / "test/bird")
+
+
+def break_loose_in_split(folder: Path) -> None:
+    break_no_classes(folder)
+    layout(folder, "train")
+    paint(folder / "train/loose.png", 1)
+
+
+def break_loose_beside_splits(folder: Path) -> None:
+    break_no_classes(folder)
+    layout(folder, "train")
+    paint(folder / "loose.png", 1)
+
+
+def break_link(folder: Path) -> None:
+    paint(folder.parent / "secret.png", 1)
+    (folder / "cat/link.png").symlink_to(folder.parent / "secret.png")
+
+
+def break_name(folder: Path) -> None:
+    (folder / "cat/000.png").rename(folder / "cat/new\nline.png")
+
+
+def break_encoding(folder: Path) -> None:
+    (folder / "cat/000.png").rename(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_missing, "pets: no such folder; expected one folder per class in it"),
+        (break_no_classes, "no class folders; expected one folder of images per class"),
+        (break_empty_class, "no images in class bird; add images .* or remove the folder"),
+        (break_loose, r"images beside the class folders \(loose.png\); move each into its class"),
+        (break_mixed, r"split folders \(train\) stand beside other folders \(cat, dog\)"),
+        (break_no_train, "there is test, val but no train/ folder"),
+        (break_stranger, "class bird is in test/ but not in train/"),
+        (break_loose_in_split, r"train: images beside the class folders \(loose.png\)"),
+        (break_loose_beside_splits, r"pets: images beside the class folders \(loose.png\)"),
+        (break_link, "link.png: a link that leaves .*; copy the image instead"),
+        (break_name, "the name has characters that cannot be printed; rename it"),
+        (break_encoding, "the name has characters that cannot be printed; rename it"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_wrong_folders_give_one_clear_line(damage, message: str, tmp_path: Path, pets: Path, config: Config) -> None:  # type: ignore[no-untyped-def]
+    damage(pets)
+    with pytest.raises(IntaglioError, match=message) as caught:
+        ingest(tmp_path, config, "pets")
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_many_names_are_shortened(tmp_path: Path, pets: Path, config: Config) -> None:
+    for number in range(5):
+        (pets / f"empty{number}").mkdir()
+    with pytest.raises(IntaglioError, match="no images in class empty0, empty1, empty2 and 2 more;"):
+        ingest(tmp_path, config, "pets")
+
+
+def test_an_unknown_task_lists_the_known_ones(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(IntaglioError, match=r"task 'cars' is not in params.yaml; known: pets"):
+        ingest(tmp_path, config, "cars")
+
+
+def test_a_missing_manifest_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(IntaglioError, match=r"pets.parquet: file not found"):
+        read_manifest(tmp_path, "pets")
+
+
+def test_progress_is_visible(tmp_path: Path, pets: Path, config: Config, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("components.data.manifest._PROGRESS", 8)
+    ingest(tmp_path, config, "pets")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["ingest pets: 8/20 images", "ingest pets: 16/20 images"]
+
+
+def test_validation_repeats_the_manifest_s_names() -> None:
+    assert (expectations.COLUMNS, expectations.SPLITS) == (COLUMNS, SPLITS)
+
+
+def digests(numbers: set[int]) -> list[str]:
+    return [hashlib.sha256(str(number).encode()).hexdigest() for number in sorted(numbers)]
+
+
+sets_of_images = st.sets(st.integers(0, 10_000), min_size=1, max_size=120)
+
+
+@given(
+    images=sets_of_images, seed=st.integers(0, 5), missing=st.sampled_from([("test", "val"), ("val",), ("test",), ()])
+)
+def test_splits_cover_each_image_once_and_leave_train(images: set[int], seed: int, missing: tuple[str, ...]) -> None:
+    fractions = {split: FRACTIONS[split] for split in missing}
+    splits = assign_splits("cat", digests(images), fractions, seed)
+    counts = pd.Series(splits).value_counts().to_dict()
+    assert set(splits) == set(digests(images))
+    assert counts["train"] >= 1
+    assert set(counts) <= {"train", *missing}
+    if len(images) >= 3:
+        assert set(counts) == {"train", *missing}
+        for split in missing:
+            share = FRACTIONS[split] * len(images)
+            assert max(1, int(share / 2)) <= counts[split] <= max(1, share * 1.5 + 1)
+
+
+@given(images=sets_of_images, order=st.randoms(use_true_random=False))
+def test_splits_depend_on_neither_order_nor_repeats(images: set[int], order) -> None:  # type: ignore[no-untyped-def]
+    shuffled = digests(images) * 2
+    order.shuffle(shuffled)
+    assert assign_splits("cat", shuffled, FRACTIONS, 0) == assign_splits("cat", digests(images), FRACTIONS, 0)
+
+
+@given(images=sets_of_images, added=st.sets(st.integers(20_000, 30_000), max_size=20), seed=st.integers(0, 5))
+@example(images={0, 8, 62, 312, 511}, added={20017}, seed=4)  # both shares grow by one image at once
+def test_new_images_hardly_move_old_ones(images: set[int], added: set[int], seed: int) -> None:
+    if len(images) < 3:
+        return
+    before = assign_splits("cat", digests(images), FRACTIONS, seed)
+    after = assign_splits("cat", digests(images | added), FRACTIONS, seed)
+    moved = sum(after[digest] != split for digest, split in before.items())
+    assert moved <= 2 * len(added)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_a_class_of_usual_size_new_images_move_none(seed: int) -> None:
+    old, new = digests(set(range(300))), digests(set(range(600)))
+    before, after = (assign_splits("cat", images, FRACTIONS, seed) for images in (old, new))
+    assert {digest: after[digest] for digest in old} == before
+
+
+def test_classes_and_seeds_are_drawn_apart() -> None:
+    images = digests(set(range(100)))
+    assert assign_splits("cat", images, FRACTIONS, 0) != assign_splits("dog", images, FRACTIONS, 0)
+    assert assign_splits("cat", images, FRACTIONS, 0) != assign_splits("cat", images, FRACTIONS, 1)

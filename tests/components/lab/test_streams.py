@@ -1,0 +1,153 @@
+"""Streams: declared, built from zips and folders, split without leaks."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.data.images import Limits
+from components.errors import IntaglioError
+from components.io import write_text
+from components.lab.build import build_stream
+from components.lab.grid import PreparedStream
+from components.lab.sources import list_source
+from components.lab.stream import TaskSpec, known_streams, load_stream
+from components.lab.task_sequence import Caps, make_task_sequence, task_order
+
+LIMITS = Limits(max_pixels=1_000_000, max_bytes=100_000, min_side=8)
+
+
+def test_every_shipped_stream_is_valid_and_says_what_it_is() -> None:
+    counts = {name: sum(t.parts for t in load_stream(name).spec.tasks.values()) for name in known_streams()}
+    assert counts["shift"] >= 8
+    assert counts["split"] >= 5
+    assert (counts["long20"], counts["long50"], counts["omniglot"]) == (20, 50, 8)
+    assert {"mixed", "recurring", "hard"} <= counts.keys()
+    assert all(load_stream(name).spec.description for name in known_streams())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [", "not valid YAML"),
+        ("just words", "expected description"),
+        ("description: d\ntrain_images: 10\ntasks: {a: {source: x, prats: 2}}", "tasks.a.prats"),
+        ("description: d\ntrain_images: 10\ntasks: {a: {source: x, group: '('}}", "not a regular expression"),
+        ("description: d\ntrain_images: 10\ntasks: {a: {source: x, group: 'w'}}", "no group in parentheses"),
+    ],
+)
+def test_a_wrong_declaration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    write_text(tmp_path / "mine.yaml", text)
+    with pytest.raises(IntaglioError, match=message):
+        load_stream(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_stream_or_source_lists_what_there_is(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(IntaglioError, match=r"known: .*shift"):
+        load_stream("shfit")
+    with pytest.raises(IntaglioError, match=r"neither nothing\.zip nor nothing/ in"):
+        list_source(TaskSpec(source="nothing"), [tmp_path], 100)
+
+
+def test_a_built_stream_has_its_tasks_splits_and_styles(lab_bench: PreparedStream) -> None:
+    table = lab_bench.table
+    assert list(dict.fromkeys(table["task"])) == ["digits_1", "digits_2", "digits_3", "negative"]
+    classes = table.groupby("task")["label"].nunique()
+    assert classes.tolist() == [3, 3, 3, 9]
+    assert table["sha256"].is_unique  # halves share no image, whatever the style
+    assert set(table["split"]) == {"train", "test"}
+
+
+def test_building_again_reads_what_is_there_and_a_changed_declaration_builds_anew(
+    project: Path, tmp_path: Path
+) -> None:
+    declared = load_stream(str(project / "small.yaml"))
+    first = build_stream(declared, [project / "zips"], tmp_path / "out", LIMITS)
+    second = build_stream(declared, [], tmp_path / "out", LIMITS)  # without its source: nothing is read again
+    assert first.equals(second)
+    write_text(tmp_path / "small.yaml", (project / "small.yaml").read_text().replace("200", "20"))
+    fewer = build_stream(load_stream(str(tmp_path / "small.yaml")), [project / "zips"], tmp_path / "out", LIMITS)
+    assert (fewer["split"] == "train").sum() < (first["split"] == "train").sum()
+
+
+def test_a_folder_is_a_source_like_a_zip(project: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(project / "zips" / "digits.zip", tmp_path / "digits")
+    spec = TaskSpec(source="digits")
+    from_zip = [(i.label, i.split, i.name, i.read()) for i in list_source(spec, [project / "zips"], 10**6)]
+    from_folder = [(i.label, i.split, i.name, i.read()) for i in list_source(spec, [tmp_path], 10**6)]
+    assert from_zip == from_folder
+
+
+def test_a_hostile_zip_writes_nothing_outside_and_no_bomb_is_read(tmp_path: Path, project: Path) -> None:
+    with zipfile.ZipFile(project / "zips" / "digits.zip") as good:
+        image = good.read(good.namelist()[0])
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (
+            "../../escape.png",
+            "/train/a/absolute.png",
+            "train/../../x.png",
+            "train/.hidden/y.png",
+            "readme.txt",
+        ):
+            archive.writestr(name, image)
+        archive.writestr("train/a b/../c.png", image)
+        for number in range(6):
+            archive.writestr(f"train/a b/{number}.png", image)
+    assert {item.name for item in list_source(TaskSpec(source="bad"), [tmp_path], 10**6)} == {
+        f"train_{number}.png" for number in range(6)
+    }
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/a/big.png", b"\0" * 10_000_000)
+    (item,) = list_source(TaskSpec(source="bomb"), [tmp_path], 1000)
+    with pytest.raises(IntaglioError, match=r"more than data\.max_bytes"):
+        item.read()
+    (tmp_path / "rubbish.zip").write_bytes(b"no zip")
+    with pytest.raises(IntaglioError, match="not a readable zip"):
+        list_source(TaskSpec(source="rubbish"), [tmp_path], 1000)
+
+
+def test_an_interrupted_build_leaves_no_half_stream(project: Path, tmp_path: Path) -> None:
+    zips = tmp_path / "zips"
+    zips.mkdir()
+    shutil.copy(project / "zips" / "digits.zip", zips)
+    with zipfile.ZipFile(zips / "digits.zip", "a") as archive:
+        archive.writestr("train/digit 8/zzz.png", b"rubbish")
+    with pytest.raises(IntaglioError):
+        build_stream(load_stream(str(project / "small.yaml")), [zips], tmp_path / "out", LIMITS)
+    assert list(tmp_path.iterdir()) == [zips]
+
+
+def test_orders_are_permutations_and_the_first_is_declared() -> None:
+    names = [f"t{number}" for number in range(6)]
+    assert task_order(names, 0) == names
+    drawn = {tuple(task_order(names, order)) for order in range(5)}
+    assert len(drawn) > 3
+    assert all(sorted(order) == names for order in drawn)
+
+
+def test_train_validation_and_test_share_nothing_and_caps_hold(lab_bench: PreparedStream) -> None:
+    for seed in range(3):
+        made = make_task_sequence(lab_bench.table, lab_bench.corpus, seed, 1, Caps(train=30, test=10))
+        test = np.concatenate([part.images.rows for part in made.test])
+        for task, part in zip(made.tasks, made.test, strict=True):
+            assert len(task.train) + len(task.val) <= 30
+            assert len(part) <= 10
+            assert not set(task.train.images.rows) & set(task.val.images.rows)
+            assert not set(task.train.images.rows) & set(test)
+            assert set(task.train.labels) == set(range(task.classes)) == set(task.val.labels)
+
+
+def test_groups_are_never_separated(lab_bench: PreparedStream) -> None:
+    table = lab_bench.table.copy()
+    table["group"] = table["path"].str[-7:]  # the number of an image: a "writer" of several classes
+    made = make_task_sequence(table, lab_bench.corpus, 0, 0, Caps())
+    writer = dict(zip(table["sha256"], table["group"], strict=True))
+    for task in made.tasks:
+        groups = [{writer[lab_bench.corpus.sha256[row]] for row in part.images.rows} for part in (task.train, task.val)]
+        assert groups[0]
+        assert groups[1]
+        assert not groups[0] & groups[1]

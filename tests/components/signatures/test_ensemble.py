@@ -1,0 +1,130 @@
+"""Several linear witnesses of a class: together they are one classifier, and each of them is heard."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from components.config import Config
+from components.errors import IntaglioError
+from components.modules.low_rank import Head, read_head
+from components.signatures.classifier import Classifier
+from components.signatures.ensemble import fit_ensemble, fit_ensemble_weights, fold_ensemble
+from components.signatures.fit import fit_signature
+from components.signatures.storage import read_classifier
+from tests.components.signatures.test_signature import clusters
+
+WIDTH, ADAPTED = 10, 6
+
+
+def a_task(seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, Head]:
+    h, labels = clusters(seed, 4, 40, WIDTH, spread=spread)
+    weight = np.random.default_rng(seed).normal(size=(4, ADAPTED)).astype(np.float32)
+    return h, labels, Head(weight, np.arange(4, dtype=np.float32))
+
+
+def centred(scores: np.ndarray) -> np.ndarray:
+    centred: np.ndarray = scores - scores.mean(axis=1, keepdims=True)
+    return centred
+
+
+def test_together_they_say_the_sum_of_what_each_says_in_one_measure() -> None:
+    h, labels, head = a_task()
+    trunk = Classifier.fit(h[:, :-ADAPTED], labels, 4).discriminants(h[:, :-ADAPTED])
+    own = Classifier.fit(h[:, -ADAPTED:], labels, 4).discriminants(h)
+    trained = h[:, -ADAPTED:] @ head.weight.T + head.bias
+    found = fit_ensemble(h, labels, 4, head)
+    measured = [centred(scores) / centred(scores).std() for scores in (own, trained, trunk)]
+    expected = np.sum(measured, axis=0) * centred(own).std()
+    merged = fold_ensemble(found, fit_ensemble_weights(found, h, None))
+    np.testing.assert_allclose(centred(merged.discriminants(h)), expected, rtol=1e-5, atol=1e-5)
+
+
+def loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean, in nats, at the best temperature."""
+
+    def at(log_scale: float) -> float:
+        chosen = log_softmax(np.exp(log_scale) * scores, axis=1)[np.arange(len(labels)), labels]
+        return -float(chosen.mean())
+
+    return float(minimize_scalar(at, bounds=(-12, 6), method="bounded", options={"xatol": 1e-8}).fun)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_the_weights_are_those_of_the_smallest_loss_and_pull(seed: int) -> None:
+    every, truths, head = a_task(seed, spread=0.5)
+    h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
+    found = fit_ensemble(h, labels, 4, head)
+    even, factors = (np.array(fit_ensemble_weights(found, held_out, known)) for known in (None, truth))
+    said = [centred(witness.discriminants(held_out)) for witness in found]
+
+    def cost(logs: np.ndarray) -> float:  # of the three, the fourth being what stands beside them as it is
+        scores = np.tensordot(even * np.exp(logs), said, axes=1) + said[2]
+        return loss(scores, truth) + 0.1 * float(np.append(logs, 0.0).var())
+
+    logs = np.log(factors / even)
+    assert cost(logs) <= cost(np.zeros(3)) + 1e-6
+    for step in np.vstack([np.eye(3), -np.eye(3)]):  # convex enough: no neighbour is better
+        assert cost(logs) <= cost(logs + 0.05 * step) + 1e-6
+
+
+def test_who_is_right_is_heard_and_who_guesses_is_not() -> None:
+    every, truths, head = a_task()
+    h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
+    own, _, trunk = fit_ensemble(h, labels, 4, head)
+    noise = np.random.default_rng(1).normal(size=(4, WIDTH))
+    witnesses = [own, Classifier(noise, np.zeros(4), 1.0), trunk]
+    even, factors = (np.array(fit_ensemble_weights(witnesses, held_out, known)) for known in (None, truth))
+    heard = factors / even
+    assert heard[1] < 0.8 * min(heard[0], heard[2])
+
+
+def test_a_task_of_one_class_hears_all_evenly() -> None:
+    h, _, head = a_task()
+    found = fit_ensemble(h, np.zeros(len(h), np.int64), 1, Head(head.weight[:1], head.bias[:1]))
+    np.testing.assert_array_equal(
+        fit_ensemble_weights(found, h, np.zeros(len(h), np.int64)), fit_ensemble_weights(found, h, None)
+    )
+
+
+def test_a_trunk_without_a_part_in_the_embedding_is_not_heard() -> None:
+    h, labels, head = a_task()
+    found = fit_ensemble(h[:, -ADAPTED:], labels, 4, head)
+    assert [witness.coef.shape for witness in found] == [(4, ADAPTED)] * 2
+
+
+def test_a_head_that_learned_nothing_changes_nothing() -> None:
+    h, labels, head = a_task()
+    silent = Head(np.zeros_like(head.weight), np.zeros_like(head.bias))
+    found = fit_ensemble(h[:, -ADAPTED:], labels, 4, silent)
+    for known in (None, labels):
+        merged = fold_ensemble(found, fit_ensemble_weights(found, h[:, -ADAPTED:], known))
+        np.testing.assert_allclose(merged.coef, found[0].coef, rtol=1e-6)
+
+
+def test_the_signature_hears_the_head_of_its_module(learned: Path, config: Config) -> None:
+    before = read_classifier(learned / "models/signatures/middle")
+    head = read_head(learned / "models/modules/middle")
+    assert head.weight.shape[0] == len(before.coef)
+    assert np.abs(head.weight).max() > 0
+    assert before.coef.shape[1] > head.weight.shape[1]  # the trunk's part of an embedding is heard too
+    fit_signature(learned, config, "middle")
+    np.testing.assert_array_equal(read_classifier(learned / "models/signatures/middle").coef, before.coef)
+
+
+def test_a_missing_or_damaged_head_is_refused(learned: Path, config: Config) -> None:
+    path = learned / "models/modules/low/head.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntaglioError, match=r"head.safetensors: missing or damaged .*'finetune'"):
+        read_head(path.parent)
+    shutil.move(path, path.with_suffix(".gone"))
+    with pytest.raises(IntaglioError, match="missing or damaged"):
+        fit_signature(learned, config, "low")

@@ -1,0 +1,127 @@
+"""The resolved dvc.yaml as ordered stages, and which of them may start when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from synthetic import Project
+
+from components.errors import IntaglioError, TransientError
+from flows.pipeline.dag import Dag, Stage, changed_stages, read_dag
+from flows.pipeline.flow import dag as dag_of_stages
+from flows.pipeline.stage_scheduler import StageScheduler
+from flows.settings import stage_environment
+
+
+def chain(*names: str) -> Dag:
+    """Stages that each wait for the one before."""
+    before: list[frozenset[str]] = [frozenset(), *(frozenset({name}) for name in names)]
+    return Dag(tuple(Stage(name, upstream) for name, upstream in zip(names, before, strict=False)))
+
+
+def test_stages_come_after_what_they_read(fresh: Project) -> None:
+    dag = read_dag(fresh.root)
+    names = [stage.name for stage in dag.stages]
+    assert len(names) == 13
+    for stage in dag.stages:
+        assert all(names.index(name) < names.index(stage.name) for name in stage.upstream)
+    finetune = next(stage for stage in dag.stages if stage.name == "finetune@second")
+    assert finetune.upstream == {"backbone", "finetune@first", "validate@second"}
+    assert finetune.needs_device
+    assert "report" in dag.downstream(["ingest@first"])
+    assert "ingest@second" not in dag.downstream(["ingest@first"])
+
+
+def test_changes_follow_what_dvc_says(done: Project) -> None:
+    assert changed_stages(done.root) == frozenset()
+    done.measure('{"accuracy_final": 0.7}')
+    assert changed_stages(done.root) == {"evaluate"}
+
+
+def test_a_broken_dvc_yaml_is_one_line(fresh: Project) -> None:
+    (fresh.root / "dvc.yaml").write_text("stages:\n  one:\n    comand: true\n")
+    with pytest.raises(IntaglioError) as caught:
+        read_dag(fresh.root)
+    assert str(caught.value).startswith(f"{fresh.root / 'dvc.yaml'}: ")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(IntaglioError, match="dvc status failed"):
+        changed_stages(fresh.root)
+
+
+def test_the_most_urgent_stage_starts_first() -> None:
+    free = Stage("report", frozenset())
+    dag = Dag((free, *chain("ingest@a", "validate@a", "finetune@a").stages))
+    assert [stage.name for stage in dag.by_urgency()] == ["ingest@a", "validate@a", "report", "finetune@a"]
+
+
+def test_only_one_stage_has_the_device() -> None:
+    dag = Dag(tuple(Stage(name, frozenset()) for name in ("finetune@a", "signature@b", "ingest@c")))
+    walk = StageScheduler(dag, {"finetune@a", "signature@b", "ingest@c"}, workers=3)
+    first, second, third = walk.next_stage(), walk.next_stage(), walk.next_stage()
+    assert first is not None
+    assert second is not None
+    assert (first.name, second.name, third) == ("finetune@a", "ingest@c", None)
+    walk.finished("finetune@a", "ran")
+    following = walk.next_stage()
+    assert following is not None
+    assert following.name == "signature@b"
+
+
+def test_no_more_stages_than_workers() -> None:
+    dag = Dag(tuple(Stage(name, frozenset()) for name in ("a", "b", "c")))
+    walk = StageScheduler(dag, {"a", "b", "c"}, workers=2)
+    assert [stage and stage.name for stage in (walk.next_stage(), walk.next_stage(), walk.next_stage())] == [
+        "a",
+        "b",
+        None,
+    ]
+
+
+def test_only_changed_stages_and_those_downstream_are_looked_at() -> None:
+    walk = StageScheduler(chain("a", "b", "c"), {"b", "not a stage.dvc"}, workers=2)
+    assert walk.outcomes == {"a": "up to date"}
+    stage = walk.next_stage()
+    assert stage is not None
+    assert stage.name == "b"
+    assert walk.next_stage() is None
+    walk.finished("b", "cached")
+    assert walk.next_stage() is not None
+
+
+def test_what_waits_for_a_failed_stage_never_starts() -> None:
+    dag = Dag((*chain("a", "b", "c").stages, Stage("free", frozenset())))
+    walk = StageScheduler(dag, {"a", "free"}, workers=1)
+    assert walk.next_stage() is not None
+    walk.failed("a", IntaglioError("a: broken"))
+    stage = walk.next_stage()
+    assert stage is not None
+    assert stage.name == "free"
+    walk.finished("free", "ran")
+    assert walk.next_stage() is None
+    assert not walk.running
+    assert walk.not_started == ["b", "c"]
+    assert walk.outcomes == {"a": "failed", "free": "ran"}
+
+
+def test_where_another_dvc_works_for_long_the_question_ends_with_one_line(
+    done: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dag_of_stages, "_PATIENCE_SECONDS", 0.0)
+    done.measure('{"accuracy_final": 0.7}')
+    done.fault("evaluate", "pause")
+    command = [sys.executable, "-m", "dvc", "repro"]
+    with subprocess.Popen(command, cwd=done.root, env=stage_environment(done.root), stdout=subprocess.DEVNULL) as other:
+        deadline = time.monotonic() + 60
+        while not (done.root / "alive").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        try:
+            with pytest.raises(TransientError, match="another DVC process"):
+                changed_stages(done.root)
+        finally:
+            (done.root / "go").touch()
+    assert other.returncode == 0
+    assert changed_stages(done.root) == frozenset()

@@ -1,0 +1,119 @@
+"""The project's own Prefect server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from synthetic import Project
+
+from components.errors import IntaglioError
+from flows.pipeline import prefect_server, supervisor
+from tests.flows.pipeline.test_stage_process import wait_for
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new home for the server; PREFECT_API_URL is as before afterwards."""
+    (tmp_path / ".intaglio").mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / ".intaglio"))
+    monkeypatch.setenv("PREFECT_API_URL", "")
+
+
+def test_it_answers_and_ends_when_let_go(tmp_path: Path) -> None:
+    own = prefect_server.start_server(tmp_path)
+    assert own.process is not None
+    assert own.process.stdin is not None
+    try:
+        address = own.wait()
+        assert os.environ["PREFECT_API_URL"] == f"{address}/api"
+        # Whoever comes later uses it, and has nothing to end.
+        later = prefect_server.start_server(tmp_path)
+        assert (later.wait(), later.process) == (address, None)
+    finally:
+        own.process.stdin.close()  # what the kernel does when we die
+        own.process.wait(20)
+    with pytest.raises(IntaglioError, match=r"PREFECT_API_URL is http://127.*, but no Prefect server answers"):
+        later.wait()
+
+
+def test_a_server_that_dies_in_the_middle_of_a_run_comes_back_and_the_run_ends_well(done: Project) -> None:
+    done.measure('{"accuracy_final": 0.7}')
+    done.fault("evaluate", "pause")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    output = done.root / "output"
+    with output.open("w") as file:
+        command = [sys.executable, "-c", "from flows.cli.app import main; main()", "run"]
+        process = subprocess.Popen(command, cwd=done.root, env=env, stdout=file, stderr=file)
+    try:
+        wait_for(done.root / "alive")
+        address = output.read_text().partition("during the run: ")[2].split()[0]
+        os.kill(_listener(int(address.rpartition(":")[2])), signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while not ("starting it again" in output.read_text() and prefect_server._healthy(address)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (done.root / "go").touch()
+        assert process.wait(120) == 0, output.read_text()
+    finally:
+        process.kill()
+    assert "version 1 passed its gates" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    with closing(sqlite3.connect(done.root / ".intaglio" / "prefect.db")) as database:
+        assert database.execute("select state_name from flow_run").fetchall() == [("Completed",)]
+
+
+def _listener(port: int) -> int:
+    """The pid of the process that was told to listen on a port, the youngest one that names it."""
+    named = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"--port\0{port}\0".encode() in path.read_bytes()
+    ]
+    return max(named)
+
+
+def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import sys; sys.exit('no room on the device')")
+    monkeypatch.setattr(supervisor, "__file__", str(broken))
+    with pytest.raises(IntaglioError, match=r"did not start; its last words are in .*prefect-server\.log"):
+        prefect_server.start_server(tmp_path).wait()
+    assert "no room" in (tmp_path / ".intaglio" / "prefect-server.log").read_text()
+
+
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = tmp_path / "asleep.py"
+    asleep.write_text("import os; os.read(0, 1)")
+    monkeypatch.setattr(supervisor, "__file__", str(asleep))
+    monkeypatch.setattr(prefect_server, "_START_SECONDS", 0.3)
+    silent = prefect_server.start_server(tmp_path)
+    with pytest.raises(IntaglioError, match="did not start"):
+        silent.wait()
+    assert silent.process is not None
+    assert silent.process.stdin is not None
+    silent.process.stdin.close()
+    silent.process.wait(20)
+
+
+def test_projects_that_start_at_once_have_servers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = tmp_path / "asleep.py"
+    asleep.write_text("import os; os.read(0, 1)")
+    monkeypatch.setattr(supervisor, "__file__", str(asleep))  # the address is chosen before anything listens on it
+    servers = []
+    for _ in range(5):
+        monkeypatch.setenv("PREFECT_API_URL", "")
+        servers.append(prefect_server.start_server(tmp_path))
+    assert len({own.address for own in servers}) == 5
+    for own in servers:
+        assert own.process is not None
+        assert own.process.stdin is not None
+        own.process.stdin.close()
+        own.process.wait(20)
