@@ -53,15 +53,15 @@ class TestImages:
 class _EvenTraffic:
     """A TaskFinder whose answers are replaced by tasks drawn evenly: every batch asks for as many modules as it can."""
 
-    finder: TaskRetriever
+    task_retriever: TaskRetriever
     random: np.random.Generator
 
     @property
-    def owner(self) -> Indices:
-        return self.finder.owner
+    def task_of_class(self) -> Indices:
+        return self.task_retriever.task_of_class
 
     def find(self, trunk: Embeddings, tail: Callable[[Indices], Embeddings]) -> RetrievalResult:
-        found = self.finder.find(trunk, tail)
+        found = self.task_retriever.find(trunk, tail)
         tasks = self.random.integers(0, found.shortlist.shape[1], len(trunk))
         return replace(found, task=tasks, shortlist=tasks[:, None] == np.arange(found.shortlist.shape[1]))
 
@@ -191,8 +191,8 @@ def _way(engine: str, folder: Path, config: Config) -> Callable[[Pixels], object
         return lambda pixels: naive(model, vit, predictor, pixels)
     predictor = Predictor.load(folder / "models/bundle", "cpu", "bf16" if engine == "shortlist_bf16" else "fp32")
     if engine == "shortlist_even":
-        even = _EvenTraffic(predictor.finder, np.random.default_rng(0))
-        predictor = replace(predictor, finder=cast(TaskRetriever, even))
+        even = _EvenTraffic(predictor.task_retriever, np.random.default_rng(0))
+        predictor = replace(predictor, task_retriever=cast(TaskRetriever, even))
     if engine == "exact":
         return lambda pixels: _exact(predictor, pixels)
     return predictor.predict_pixels
@@ -210,8 +210,10 @@ def _backbone(vit: Vit, pixels: Pixels) -> Embeddings:
 
 def _patient(predictor: Predictor) -> Predictor:
     """The same method with nothing cut short: no early decision, no cap."""
-    settings = predictor.finder.settings.model_copy(update={"cap": len(predictor.tasks), "early_margin": np.inf})
-    return replace(predictor, finder=replace(predictor.finder, settings=settings))
+    settings = predictor.task_retriever.settings.model_copy(
+        update={"cap": len(predictor.tasks), "early_margin": np.inf}
+    )
+    return replace(predictor, task_retriever=replace(predictor.task_retriever, settings=settings))
 
 
 def _exact(predictor: Predictor, pixels: Pixels) -> RetrievalResult:
@@ -219,12 +221,12 @@ def _exact(predictor: Predictor, pixels: Pixels) -> RetrievalResult:
     embedded = embed_pixels(predictor.engine, pixels, (None, *predictor.tasks))
     for task, classifier in zip(predictor.tasks, predictor.classifiers, strict=True):
         classifier.log_probabilities(embedded[task])
-    return _find(_patient(predictor).finder, embedded[None])
+    return _find(_patient(predictor).task_retriever, embedded[None])
 
 
-def _find(finder: TaskRetriever, h0: Embeddings) -> RetrievalResult:
-    width = finder.trunk_width
-    return finder.find(h0[:, :width], lambda rows: h0[rows, width:])
+def _find(task_retriever: TaskRetriever, h0: Embeddings) -> RetrievalResult:
+    width = task_retriever.trunk_width
+    return task_retriever.find(h0[:, :width], lambda rows: h0[rows, width:])
 
 
 def _peft(folder: Path, config: Config) -> tuple[PeftModel, Vit]:
@@ -265,7 +267,7 @@ def _mixed(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> 
             model.set_adapter(f"m{list(predictor.tasks).index(predictor.engine.shared)}", inference_mode=True)
             parts.append(vit.tail(tokens))
         h0 = cast(Embeddings, torch.cat(parts, dim=1).float().numpy())
-    found = _find(predictor.finder, h0)
+    found = _find(predictor.task_retriever, h0)
     hooks = cast(Any, model.base_model)._enable_peft_forward_hooks
     with hooks(adapter_names=[f"m{task}" for task in found.task]):
         return _backbone(vit, pixels)

@@ -68,7 +68,7 @@ def _rows(statistics: Sequence[Statistics], tasks: int, h0: Embeddings, backbone
         {
             "way": name,
             "tasks": tasks,
-            "classes": len(many.owner),
+            "classes": len(many.task_of_class),
             "ms_per_image": round(1e3 * seconds[name] / BATCH, 4),
             "share_of_backbone": round(seconds[name] / BATCH / backbone, 4),
             "agreement_with_exact": round(float((answers[name] == answers["exact"]).mean()), 5),
@@ -93,8 +93,8 @@ def multiply(statistics: Sequence[Statistics], tasks: int, seed: int = 0) -> Poo
         if number >= len(means):
             around = ((around @ axes) * random.choice([-1.0, 1.0], len(axes))) @ axes.T
         placed.append((around + middle) @ real.whitener)
-    owner = np.repeat(np.arange(tasks), [len(centers) for centers in placed])
-    return PooledRetriever(real.whitener, np.concatenate(placed), owner)
+    task_of_class = np.repeat(np.arange(tasks), [len(centers) for centers in placed])
+    return PooledRetriever(real.whitener, np.concatenate(placed), task_of_class)
 
 
 def _seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -27,7 +27,7 @@ ROUNDS = 7  # times that the measured tasks take turns
 MEASURED = (1, 2, 10, 20, 50)
 
 
-def task_cost(lesson: TrainingJob, fresh: Callable[[], Vit], folder: Path, tasks: int) -> dict[str, Any]:
+def task_cost(job: TrainingJob, fresh: Callable[[], Vit], folder: Path, tasks: int) -> dict[str, Any]:
     """Learn `tasks` tasks after one another, by a few steps each, and time an epoch of some of them.
 
     Args:
@@ -42,19 +42,19 @@ def task_cost(lesson: TrainingJob, fresh: Callable[[], Vit], folder: Path, tasks
         epoch over the second one's, the median of what it was in each turn.
     """
     write_json(folder / BASE / "module.json", {"task": BASE})
-    short = _shortened(lesson, CHAIN_STEPS)
+    short = _shortened(job, CHAIN_STEPS)
     for number in range(1, tasks + 1):
         taught = _attached(short, fresh(), folder, number)
         _epoch(taught, folder)
         _store(taught, folder, number)
-    return _measure(_shortened(lesson, STEPS), fresh, folder, sorted({*MEASURED, tasks} & {*range(1, tasks + 1)}))
+    return _measure(_shortened(job, STEPS), fresh, folder, sorted({*MEASURED, tasks} & {*range(1, tasks + 1)}))
 
 
-def _measure(lesson: TrainingJob, fresh: Callable[[], Vit], folder: Path, numbers: Sequence[int]) -> dict[str, Any]:
+def _measure(job: TrainingJob, fresh: Callable[[], Vit], folder: Path, numbers: Sequence[int]) -> dict[str, Any]:
     taught, ready, seconds = dict[int, TrainingJob](), dict[int, float](), dict[int, list[float]]()
     for number in numbers:
         begin = time.perf_counter()
-        taught[number] = _attached(lesson, fresh(), folder, number)
+        taught[number] = _attached(job, fresh(), folder, number)
         ready[number], seconds[number] = time.perf_counter() - begin, []
     for turn in range(1 + ROUNDS):
         for number in numbers:
@@ -76,36 +76,36 @@ def _measure(lesson: TrainingJob, fresh: Callable[[], Vit], folder: Path, number
     return {"task_cost": rows, "task_cost_ratio": round(statistics.median(ratios), 4)}
 
 
-def _shortened(lesson: TrainingJob, steps: int) -> TrainingJob:
+def _shortened(job: TrainingJob, steps: int) -> TrainingJob:
     """The same in one epoch, with as many images in either split as so many batches hold, where there are as many."""
-    images = steps * lesson.settings.batch_size
-    train = Split(lesson.train.tokens, lesson.train.labels[:images])
-    val = Split(lesson.val.tokens, lesson.val.labels[:images])
-    return replace(lesson, train=train, val=val, settings=lesson.settings.model_copy(update={"epochs": 1}))
+    images = steps * job.settings.batch_size
+    train = Split(job.train.tokens, job.train.labels[:images])
+    val = Split(job.val.tokens, job.val.labels[:images])
+    return replace(job, train=train, val=val, settings=job.settings.model_copy(update={"epochs": 1}))
 
 
-def _attached(lesson: TrainingJob, vit: Vit, folder: Path, number: int) -> TrainingJob:
+def _attached(job: TrainingJob, vit: Vit, folder: Path, number: int) -> TrainingJob:
     """The lesson of task `number`, on the past of all tasks before it."""
-    past = read_past(folder, _name(number - 1), lesson.settings.past_budget)
-    return replace(lesson, task=_name(number), vit=vit, trained=attach(vit, past, lesson.settings, number), seed=number)
+    past = read_past(folder, _name(number - 1), job.settings.past_budget)
+    return replace(job, task=_name(number), vit=vit, trained=attach(vit, past, job.settings, number), seed=number)
 
 
-def _epoch(lesson: TrainingJob, folder: Path) -> float:
+def _epoch(job: TrainingJob, folder: Path) -> float:
     """Seconds of an epoch with its validation."""
-    width, images = 2 * lesson.vit.width, len(lesson.train)
-    parameters, settings = lesson.trained.parameters(), lesson.settings
-    state = TrainingState.begin(parameters, width, lesson.classes, images, settings, lesson.seed)
+    width, images = 2 * job.vit.width, len(job.train)
+    parameters, settings = job.trained.parameters(), job.settings
+    state = TrainingState.begin(parameters, width, job.classes, images, settings, job.seed)
     start = time.perf_counter()
-    train_epoch(lesson, state, Checkpoints(folder / "checkpoints", every=math.inf))
+    train_epoch(job, state, Checkpoints(folder / "checkpoints", every=math.inf))
     return time.perf_counter() - start
 
 
-def _store(lesson: TrainingJob, folder: Path, number: int) -> None:
-    trained, settings = lesson.trained, lesson.settings
+def _store(job: TrainingJob, folder: Path, number: int) -> None:
+    trained, settings = job.trained, job.settings
     component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
     previous = _name(number - 1)
-    head = Head(np.zeros((lesson.classes, 2 * lesson.vit.width), np.float32), np.zeros(lesson.classes, np.float32))
-    write_module(folder, lesson.task, previous, component, reuse, trained.past, head, lesson.vit, settings.max_rank)
+    head = Head(np.zeros((job.classes, 2 * job.vit.width), np.float32), np.zeros(job.classes, np.float32))
+    write_module(folder, job.task, previous, component, reuse, trained.past, head, job.vit, settings.max_rank)
 
 
 def _name(number: int) -> str:

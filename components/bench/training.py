@@ -319,7 +319,7 @@ def _lesson(setting: Setting, scratch: Path, vit: Vit, cached: bool = True, seed
             cache = TrunkCache(scratch / "trunk", 10**12)
             tokens, _ = trunk_outputs(vit, images.paths, images.digests, setting.limits, cache, f"bench {name}")
         split = Split(cast(Tokens, tokens), images.labels)
-        splits.append(split.near(vit.device) if cached else split)
+        splits.append(split.moved_to_gpu_if_it_fits(vit.device) if cached else split)
     trained = attach(vit, {}, setting.finetune, seed)
     return TrainingJob("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, seed)
 
@@ -330,9 +330,9 @@ def _ours(setting: Setting, scratch: Path, cached: bool, seed: int) -> Epoch:
     never = Checkpoints(scratch / "checkpoints", every=math.inf)
 
     def begin() -> tuple[TrainingJob, TrainingState]:
-        lesson = _lesson(setting, scratch, vit, cached, seed)
-        parameters, images = lesson.trained.parameters(), len(lesson.train)
-        return lesson, TrainingState.begin(parameters, 2 * vit.width, lesson.classes, images, lesson.settings, seed)
+        job = _lesson(setting, scratch, vit, cached, seed)
+        parameters, images = job.trained.parameters(), len(job.train)
+        return job, TrainingState.begin(parameters, 2 * vit.width, job.classes, images, job.settings, seed)
 
     def epoch() -> float:
         deterministic()  # as the stage is

@@ -40,7 +40,7 @@ def baselines(scored: TestScores) -> dict[str, dict[str, float]]:
         "frozen_lda": retriever.class_scores(h0),
     }
     return {
-        name: result_row(scored, retriever.owner[scores.argmax(axis=1)], scores.argmax(axis=1) == truth)
+        name: result_row(scored, retriever.task_of_class[scores.argmax(axis=1)], scores.argmax(axis=1) == truth)
         for name, scores in found.items()
     }
 

@@ -24,8 +24,8 @@ def distances(retriever: PooledRetriever) -> Matrix:
 
 def separation(retriever: PooledRetriever) -> Matrix:
     """The separation factor delta of every pair of tasks, (T, T): the distance of their closest classes."""
-    between, tasks = distances(retriever), int(retriever.owner.max()) + 1
-    own = [retriever.owner == task for task in range(tasks)]
+    between, tasks = distances(retriever), int(retriever.task_of_class.max()) + 1
+    own = [retriever.task_of_class == task for task in range(tasks)]
     return np.array([[between[np.ix_(own[j], own[k])].min() for k in range(tasks)] for j in range(tasks)])
 
 
@@ -35,8 +35,8 @@ def confusion_bound(retriever: PooledRetriever) -> Matrix:
     Both tasks equally likely, each the even mixture of its classes:
     1/2 sum over classes a of j and b of k of sqrt(pi_a pi_b) exp(-delta_ab^2 / 8)  (Bhattacharyya, union over pairs).
     """
-    coefficients, tasks = np.exp(-(distances(retriever) ** 2) / 8), int(retriever.owner.max()) + 1
-    own = [np.flatnonzero(retriever.owner == task) for task in range(tasks)]
+    coefficients, tasks = np.exp(-(distances(retriever) ** 2) / 8), int(retriever.task_of_class.max()) + 1
+    own = [np.flatnonzero(retriever.task_of_class == task) for task in range(tasks)]
     bound = np.zeros((tasks, tasks))
     for j in range(tasks):
         for k in range(tasks):

@@ -123,7 +123,7 @@ def serving_metrics(scored: TestScores, view: KnownTasks, config: Config, retrie
     unknown = ~(scored.p_values > config.shortlist.epsilon).any(axis=1)
     return {
         "unknown_rate": float(found.unknown.mean()),
-        "early_share": float(found.early.mean()),
+        "early_share": float(found.decided_by_trunk.mean()),
         "cap_rate": float(found.capped.mean()),
         "agreement_with_exact": float(((retrieved == exact) & (found.unknown == unknown)).mean()),
     }
@@ -169,7 +169,7 @@ def predict_all(scored: TestScores, view: KnownTasks, config: Config) -> pd.Data
         "probability": task_probability * np.exp(view.confidence[rows, retrieved]),
         "p_value": found.p_value,
         "unknown": found.unknown,
-        "early": found.early,
+        "early": found.decided_by_trunk,
         "correct": scored.correct(retrieved, view),
         "retrieved": retrieved == scored.task,
     }

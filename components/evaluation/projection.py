@@ -43,7 +43,7 @@ def project(scored: TestScores, seed: int, limit: int = 150) -> pd.DataFrame:
         for column, label in enumerate(signature.classes):
             own = images[rows[scored.label[rows] == column]]
             spread = np.cov(own.T) if len(own) > 1 else np.zeros((2, 2))
-            place = means[np.flatnonzero(retriever.owner == number)[column]]
+            place = means[np.flatnonzero(retriever.task_of_class == number)[column]]
             covariance = {"cov_xx": spread[0, 0], "cov_xy": spread[0, 1], "cov_yy": spread[1, 1]}
             records.append(_record("centroid", signature.task, label, place) | covariance)
     return pd.DataFrame(records)

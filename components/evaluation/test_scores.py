@@ -67,11 +67,13 @@ class TestScores:
 
     def view(self, settings: Shortlist, known: int) -> KnownTasks:
         """As it is served, with only the first `known` tasks known."""
-        finder = TaskRetriever.fit(self.signatures[:known], settings)
-        width = finder.trunk_width
-        found = finder.find(self.h0[:, :width], lambda rows: self.h0[rows, width:])
+        task_retriever = TaskRetriever.fit(self.signatures[:known], settings)
+        width = task_retriever.trunk_width
+        found = task_retriever.find(self.h0[:, :width], lambda rows: self.h0[rows, width:])
         answers = [
-            signature.classifier.softened(self.adapted[k], found.frozen[:, finder.owner == k])
+            signature.classifier.log_probabilities_from(
+                self.adapted[k], found.frozen[:, task_retriever.task_of_class == k]
+            )
             for k, signature in enumerate(self.signatures[:known])
         ]
         best = np.stack([log_probability.argmax(axis=1) for log_probability in answers], axis=1)

@@ -60,7 +60,7 @@ class Predictor:
     tasks: Mapping[str, tuple[str, ...]]
     classifiers: tuple[Classifier, ...]
     mixtures: tuple[Mixture, ...]
-    finder: TaskRetriever
+    task_retriever: TaskRetriever
     retrieval: Retrieval
     limits: Limits
 
@@ -100,7 +100,7 @@ class Predictor:
             tasks={task: tuple(index["tasks"][task]) for task in order},
             classifiers=tuple(read_classifier(folder) for folder in signatures),
             mixtures=tuple(read_mixture(folder) for folder in signatures) if retrieval.rule == "dpgmm" else (),
-            finder=TaskRetriever.from_arrays(read_arrays(bundle / RETRIEVAL), signatures, shortlist),
+            task_retriever=TaskRetriever.from_arrays(read_arrays(bundle / RETRIEVAL), signatures, shortlist),
             retrieval=retrieval,
             limits=Limits.of(Data.model_validate(config["data"])),
         )
@@ -123,7 +123,7 @@ class Predictor:
         # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's.
         with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), autocast(self.engine.vit):
             tokens, trunk = self.engine.vit.trunk(pixels)
-            found = self.finder.find(_array(trunk), lambda rows: _array(self.engine.tail(tokens[rows])))
+            found = self.task_retriever.find(_array(trunk), lambda rows: _array(self.engine.tail(tokens[rows])))
             asked = self._asked(found)
             rows, tasks = np.nonzero(asked)
             h = _array(self.engine.embed_each(tasks, tokens[rows], trunk[rows]))
@@ -133,7 +133,7 @@ class Predictor:
         candidates: list[list[_Candidate]] = [[] for _ in pixels]
         for task in np.unique(tasks):
             pairs = np.flatnonzero(tasks == task)
-            frozen = found.frozen[np.ix_(rows[pairs], self.finder.owner == task)]
+            frozen = found.frozen[np.ix_(rows[pairs], self.task_retriever.task_of_class == task)]
             log_classes = self.classifiers[task].log_probabilities(h[pairs], frozen)
             for row, log_class in zip(rows[pairs], log_classes, strict=True):
                 candidates[row].append(_Candidate(int(task), float(log_task[row, task]), log_class))

@@ -49,7 +49,7 @@ class EmbeddedImages:
 class ImageRows:
     """n images of a corpus, without their labels: all that a method sees of a test image."""
 
-    corpus: EmbeddedImages
+    embedded: EmbeddedImages
     rows: Indices
 
     def __len__(self) -> int:
@@ -59,20 +59,20 @@ class ImageRows:
     @property
     def h0(self) -> Embeddings:
         """Embeddings by the frozen backbone, (n, d)."""
-        return self.corpus.h0[self.rows]
+        return self.embedded.h0[self.rows]
 
     @property
     def tokens(self) -> Tokens:
         """The trunk's tokens of each, on disk."""
-        return self.corpus.tokens.take(self.rows)
+        return self.embedded.tokens.take(self.rows)
 
     def views(self, count: int) -> Tokens:
         """The same in `count` views, all images in one after the other."""
-        return Tokens.joined([self.tokens, *(self.corpus.look(self.rows, number) for number in range(1, count))])
+        return Tokens.joined([self.tokens, *(self.embedded.look(self.rows, number) for number in range(1, count))])
 
     def take(self, which: NDArray[np.bool_] | Indices) -> ImageRows:
         """Some of them."""
-        return ImageRows(self.corpus, self.rows[which])
+        return ImageRows(self.embedded, self.rows[which])
 
 
 def open_embedded_images(

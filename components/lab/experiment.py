@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def run_experiment(
-    recipe: MethodEntry, episode: TaskSequence, workshop: ModuleStore, seed: int, settings: Settings
+    recipe: MethodEntry, sequence: TaskSequence, store: ModuleStore, seed: int, settings: Settings
 ) -> Row:
     """Learn the tasks in order; after each, answer the test images of all tasks so far.
 
@@ -27,45 +27,45 @@ def run_experiment(
         The metrics; `accuracy_matrix` R[t][j], j <= t, and `retrieval_matrix`, the share of task j's test images that
         are given to each task in the end.
     """
-    method = recipe.make(workshop, seed, settings)
+    method = recipe.make(store, seed, settings)
     start, testing = time.monotonic(), 0.0
     matrix: list[list[float]] = []
-    last = len(episode.tasks) - 1
-    for number, task in enumerate(episode.tasks):
+    last = len(sequence.tasks) - 1
+    for number, task in enumerate(sequence.tasks):
         method.learn(task)
         if recipe.final_only and number < last:
             continue
         before = time.monotonic()
-        answer = _ask(method, episode.test[: number + 1])
-        matrix.append(_accuracies(answer, episode.test[: number + 1]))
+        answer = _ask(method, sequence.test[: number + 1])
+        matrix.append(_accuracies(answer, sequence.test[: number + 1]))
         testing += time.monotonic() - before
     learning = time.monotonic() - start - testing
-    metrics = stream_metrics(matrix, [len(part) for part in episode.test]) if not recipe.final_only else _final(matrix)
-    aware = [float((method.within(part.images, k) == part.labels).mean()) for k, part in enumerate(episode.test)]
-    confusion = _confusion(answer, episode.test)
-    right = sum(row[k] * len(part) for k, (row, part) in enumerate(zip(confusion, episode.test, strict=True)))
+    metrics = stream_metrics(matrix, [len(part) for part in sequence.test]) if not recipe.final_only else _final(matrix)
+    aware = [float((method.within(part.images, k) == part.labels).mean()) for k, part in enumerate(sequence.test)]
+    confusion = _confusion(answer, sequence.test)
+    right = sum(row[k] * len(part) for k, (row, part) in enumerate(zip(confusion, sequence.test, strict=True)))
     return {
         **metrics,
-        "retrieval_accuracy": right / sum(len(part) for part in episode.test),
+        "retrieval_accuracy": right / sum(len(part) for part in sequence.test),
         "task_aware_accuracy": float(np.mean(aware)),
-        "task_aware": dict(zip((task.name for task in episode.tasks), aware, strict=True)),
-        "tasks": [task.name for task in episode.tasks],
+        "task_aware": dict(zip((task.name for task in sequence.tasks), aware, strict=True)),
+        "tasks": [task.name for task in sequence.tasks],
         "accuracy_matrix": matrix,
         "retrieval_matrix": confusion,
-        "bytes_per_task": method.stored_bytes() / len(episode.tasks),
+        "bytes_per_task": method.stored_bytes() / len(sequence.tasks),
         "learning_seconds": learning,
         "testing_seconds": testing,
     }
 
 
 def validation_accuracy(
-    recipe: MethodEntry, episode: TaskSequence, workshop: ModuleStore, seed: int, settings: Settings
+    recipe: MethodEntry, sequence: TaskSequence, store: ModuleStore, seed: int, settings: Settings
 ) -> float:
     """accuracy_final on the validation images: by what settings are chosen."""
-    method = recipe.make(workshop, seed, settings)
-    for task in episode.tasks:
+    method = recipe.make(store, seed, settings)
+    for task in sequence.tasks:
         method.learn(task)
-    held_out = [task.val for task in episode.tasks]
+    held_out = [task.val for task in sequence.tasks]
     return float(np.mean(_accuracies(_ask(method, held_out), held_out)))
 
 
@@ -75,7 +75,7 @@ def _final(matrix: Sequence[Sequence[float]]) -> Mapping[str, float]:
 
 def _ask(method: Method, parts: Sequence[Labelled]) -> TaskAndClass:
     rows = np.concatenate([part.images.rows for part in parts])
-    return method.predict(ImageRows(parts[0].images.corpus, rows))
+    return method.predict(ImageRows(parts[0].images.embedded, rows))
 
 
 def _accuracies(answer: TaskAndClass, parts: Sequence[Labelled]) -> list[float]:

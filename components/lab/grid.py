@@ -69,8 +69,8 @@ class PreparedStream:
         limits = Limits.of(laboratory.config.data)
         folder = laboratory.folder / "streams" / declared.name
         self.table = build_stream(declared, laboratory.data, folder, limits)
-        self.corpus = self._embed(folder, limits)
-        self.workshop = ModuleStore(laboratory.root, laboratory.folder, laboratory.config)
+        self.embedded = self._embed(folder, limits)
+        self.store = ModuleStore(laboratory.root, laboratory.folder, laboratory.config)
 
     def cell(self, cell: Experiment) -> Row:
         """Compute one cell, or read it."""
@@ -81,8 +81,8 @@ class PreparedStream:
             return dict(read_json(path))
         settings = self.tuned(cell.method)
         print(f"cell {where}: computing", flush=True)
-        episode = make_task_sequence(self.table, self.corpus, cell.seed, cell.order, self.caps)
-        row = run_experiment(method_entry(cell.method), episode, self.workshop, cell.seed, settings)
+        sequence = make_task_sequence(self.table, self.embedded, cell.seed, cell.order, self.caps)
+        row = run_experiment(method_entry(cell.method), sequence, self.store, cell.seed, settings)
         row = {"stream": self.declared.name, **asdict(cell), "settings": settings, **asdict(self.caps), **row}
         write_json(path, row)
         print(f"cell {where}: accuracy_final {row['accuracy_final']:.4f}, {row['learning_seconds']:.0f} s", flush=True)
@@ -95,8 +95,8 @@ class PreparedStream:
             return chosen.grid[0]
         path = self._place("tuned", Experiment(method, 0, 0))
         if not path.exists():
-            episode = make_task_sequence(self.table, self.corpus, 0, 0, self.caps)
-            tried = [validation_accuracy(chosen, episode, self.workshop, 0, point) for point in chosen.grid]
+            sequence = make_task_sequence(self.table, self.embedded, 0, 0, self.caps)
+            tried = [validation_accuracy(chosen, sequence, self.store, 0, point) for point in chosen.grid]
             best = chosen.grid[max(range(len(tried)), key=tried.__getitem__)]
             write_json(path, {"grid": chosen.grid, "validation_accuracy": tried, "chosen": best})
         return dict(read_json(path)["chosen"])

@@ -57,8 +57,8 @@ def method_entry(name: str) -> MethodEntry:
 def _frozen(
     what: str, signature: Callable[[ModuleStore, int, Settings], RetrievalSignature], **grid: Any
 ) -> MethodEntry:
-    def make(workshop: ModuleStore, seed: int, settings: Settings) -> Method:
-        return RetrieveThenClassify(signature(workshop, seed, settings), NoModules(workshop))
+    def make(store: ModuleStore, seed: int, settings: Settings) -> Method:
+        return RetrieveThenClassify(signature(store, seed, settings), NoModules(store))
 
     return MethodEntry(what, make, **grid)
 
@@ -68,27 +68,27 @@ def _adapted(
 ) -> MethodEntry:
     """`witnesses` of a class: 1, discriminants on what is adapted; 2, the pooled trunk too; 4, all that serve."""
 
-    def make(workshop: ModuleStore, seed: int, settings: Settings) -> Method:
-        modules: PerTask = TaskModules(workshop, seed, composed, served=witnesses == 4)
-        found = signature(workshop, seed, settings)
+    def make(store: ModuleStore, seed: int, settings: Settings) -> Method:
+        modules: PerTask = TaskModules(store, seed, composed, served=witnesses == 4)
+        found = signature(store, seed, settings)
         said = _trunk_of(found) if witnesses > 1 and isinstance(found, PooledClasses) else None
         return RetrieveThenClassify(found, modules, said)
 
     return MethodEntry(what, make, adapted=True)
 
 
-def _base(workshop: ModuleStore, seed: int, settings: Settings) -> RetrievalSignature:
+def _base(store: ModuleStore, seed: int, settings: Settings) -> RetrievalSignature:
     """As served where `embedding.shared` is base."""
-    return PooledClasses(compact=workshop.compact_statistics)
+    return PooledClasses(compact=store.compact_statistics)
 
 
-def _served(workshop: ModuleStore, seed: int, settings: Settings) -> RetrievalSignature:
+def _served(store: ModuleStore, seed: int, settings: Settings) -> RetrievalSignature:
     """The first task's module, which all tasks are seen under too, is the one that Modules trains for it."""
-    first = FirstLora(workshop, seed)
+    first = FirstLora(store, seed)
 
     def compact(task: TaskData) -> Statistics:
         first.learn(task)
-        return workshop.compact_statistics(task, first.name)
+        return store.compact_statistics(task, first.name)
 
     return PooledClasses(first.embed, compact)
 
@@ -97,7 +97,7 @@ def _trunk_of(served: PooledClasses) -> PooledClasses:
     """What the trunk's part of the same statistics says."""
 
     def compact(task: TaskData) -> Statistics:
-        return served.statistics(task).first(task.train.images.corpus.trunk_width)
+        return served.statistics(task).first(task.train.images.embedded.trunk_width)
 
     return PooledClasses(trunk_part, compact)
 

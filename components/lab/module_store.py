@@ -81,19 +81,19 @@ class ModuleStore:
 
     def embed(self, name: str, images: ImageRows) -> Embeddings:
         """h_k of images under a module, (n, d); computed once for each image while the module is remembered."""
-        corpus, width = images.corpus, images.corpus.trunk_width
-        memory = self._remember(name, len(corpus.h0), corpus.h0.shape[1] - width)
+        embedded, width = images.embedded, images.embedded.trunk_width
+        memory = self._remember(name, len(embedded.h0), embedded.h0.shape[1] - width)
         missing = np.unique(images.rows[~memory.known[images.rows]])
         if len(missing):
-            memory.tail[missing] = self._tail(name, ImageRows(corpus, missing))
+            memory.tail[missing] = self._tail(name, ImageRows(embedded, missing))
             memory.known[missing] = True
-        return np.concatenate([corpus.h0[images.rows, :width], memory.tail[images.rows]], axis=1)
+        return np.concatenate([embedded.h0[images.rows, :width], memory.tail[images.rows]], axis=1)
 
     def shared(self, name: str | None, images: ImageRows) -> Embeddings:
         """h_0 of images: frozen, and beside it the tail under a module that all tasks share, if any, (n, d)."""
         if name is None:
             return images.h0
-        return np.concatenate([images.h0, self.embed(name, images)[:, images.corpus.trunk_width :]], axis=1)
+        return np.concatenate([images.h0, self.embed(name, images)[:, images.embedded.trunk_width :]], axis=1)
 
     def stored_bytes(self, names: Sequence[str]) -> int:
         """Size of the adapters that prediction needs."""
@@ -145,8 +145,8 @@ class ModuleStore:
         trained = adapted_linear.attach(vit, past, settings, seed)
         checkpoints = Checkpoints.open(self.folder, name, {}, loop.__name__)
         learned, held_out = split_of(task.train, settings.views), split_of(task.val)
-        lesson = loop.TrainingJob(name, vit, trained, learned, held_out, task.classes, settings, seed)
-        _, head = loop.train(lesson, checkpoints)
+        job = loop.TrainingJob(name, vit, trained, learned, held_out, task.classes, settings, seed)
+        _, head = loop.train(job, checkpoints)
         component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
         every = settings.past_budget + settings.rank
         low_rank.write_module(self._modules, name, previous, component, reuse, past, head, vit, every)
@@ -158,7 +158,7 @@ class ModuleStore:
             return Classifier.fit(images.h0, labels, task.classes)
         h = self.embed(name, images)
         if not served:  # the trunk's part is the same in all tasks
-            return Classifier.fit(h[:, images.corpus.trunk_width :], labels, task.classes)
+            return Classifier.fit(h[:, images.embedded.trunk_width :], labels, task.classes)
         found = fit_ensemble(h, labels, task.classes, low_rank.read_head(self._modules / name))
         factors = fit_ensemble_weights(found, self.embed(name, task.val.images), task.val.labels)
         return fold_ensemble(found, factors).rounded(h.mean(axis=0))
@@ -186,7 +186,7 @@ class ModuleStore:
 def _digest(task: TaskData) -> str:
     """Names a task's images and their classes."""
     images = [
-        [[part.images.corpus.sha256[row] for row in part.images.rows], part.labels.tolist()]
+        [[part.images.embedded.sha256[row] for row in part.images.rows], part.labels.tolist()]
         for part in (task.train, task.val)
     ]
     return sha256_bytes(json.dumps(images).encode())
@@ -204,7 +204,7 @@ class TaskModules:
     `served`: more than the discriminants of the adapted part names the class, as in what is served.
     """
 
-    workshop: ModuleStore
+    store: ModuleStore
     seed: int
     composed: bool
     served: bool = False
@@ -213,26 +213,26 @@ class TaskModules:
     def learn(self, task: TaskData) -> None:
         """Train the next task's module."""
         previous = self._names[-1] if self.composed and self._names else BASE
-        self._names.append(self.workshop.module(task, previous, self.seed))
+        self._names.append(self.store.module(task, previous, self.seed))
 
     def embed(self, number: int | None, images: ImageRows) -> Embeddings:
         """(n, d) under the module of the `number`-th task, or under the frozen backbone (None)."""
-        return images.h0 if number is None else self.workshop.embed(self._names[number], images)
+        return images.h0 if number is None else self.store.embed(self._names[number], images)
 
     def classifier(self, number: int, task: TaskData) -> Classifier:
         """The task's discriminants under its own module."""
-        return self.workshop.classifier(self._names[number], task, self.served)
+        return self.store.classifier(self._names[number], task, self.served)
 
     def stored_bytes(self) -> int:
         """All adapters."""
-        return self.workshop.stored_bytes(self._names)
+        return self.store.stored_bytes(self._names)
 
 
 @dataclass(frozen=True)
 class NoModules:
     """Every task is predicted under the frozen backbone."""
 
-    workshop: ModuleStore
+    store: ModuleStore
 
     def learn(self, task: TaskData) -> None:
         """Nothing to learn."""
@@ -243,7 +243,7 @@ class NoModules:
 
     def classifier(self, number: int, task: TaskData) -> Classifier:
         """The task's discriminants on h_0."""
-        return self.workshop.classifier(None, task)
+        return self.store.classifier(None, task)
 
     def stored_bytes(self) -> int:
         """Nothing."""

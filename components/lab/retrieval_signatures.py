@@ -48,12 +48,12 @@ def whole(images: ImageRows) -> Embeddings:
 
 def trunk_part(images: ImageRows) -> Embeddings:
     """The part of h_0 that the trunk's output gives, free of further cost."""
-    return images.h0[:, : images.corpus.trunk_width]
+    return images.h0[:, : images.embedded.trunk_width]
 
 
 def last_part(images: ImageRows) -> Embeddings:
     """The part of h_0 after the last block."""
-    return images.h0[:, images.corpus.trunk_width :]
+    return images.h0[:, images.embedded.trunk_width :]
 
 
 @dataclass
@@ -86,7 +86,7 @@ class PooledClasses:
     def class_scores(self, images: ImageRows, task: int) -> Matrix:
         """Of one task's classes, up to a constant per image, (n, C_k)."""
         retriever = self._retriever()
-        return retriever.class_scores(self.view(images))[:, retriever.owner == task]
+        return retriever.class_scores(self.view(images))[:, retriever.task_of_class == task]
 
     def _retriever(self) -> LinearRetriever:
         if self._fitted is None:

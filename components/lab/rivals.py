@@ -25,7 +25,7 @@ from components.vision.backbone import Vit
 class OneLora:
     """A representation: one LoRA that is trained on, task after task, and forgets what it did for earlier ones."""
 
-    workshop: ModuleStore
+    store: ModuleStore
     seed: int
     _vit: Vit | None = None
     _trained: adapted_linear.Trainable | None = None
@@ -33,23 +33,23 @@ class OneLora:
 
     def learn(self, task: TaskData) -> None:
         """Go on training the same factors on the next task."""
-        settings = self.workshop.config.finetune
+        settings = self.store.config.finetune
         if self._vit is None or self._trained is None:
-            self._vit = self.workshop.fresh_vit()
+            self._vit = self.store.fresh_vit()
             self._trained = adapted_linear.attach(self._vit, {}, settings, self.seed)
         learned, held_out = split_of(task.train, settings.views), split_of(task.val)
-        lesson = loop.TrainingJob(
+        job = loop.TrainingJob(
             task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed
         )
         # What it learns depends on all tasks before, in this order: no checkpoint of it is of use to anyone else.
-        loop.train(lesson, Checkpoints(self.workshop.folder / "never", every=float("inf")))
+        loop.train(job, Checkpoints(self.store.folder / "never", every=float("inf")))
         self._bytes = 4 * sum(update.a.size + update.b.size for update in self._trained.component().values())
 
     def embed(self, images: ImageRows) -> Embeddings:
         """Under the LoRA as it is now, (n, d)."""
         assert self._vit is not None  # a representation is asked after it has learned a task
         tail = tail_of(self._vit, self._vit.tail, images.tokens)
-        return np.concatenate([images.h0[:, : images.corpus.trunk_width], tail], axis=1)
+        return np.concatenate([images.h0[:, : images.embedded.trunk_width], tail], axis=1)
 
     def stored_bytes(self) -> int:
         """One pair of factors per layer."""
@@ -64,30 +64,30 @@ class FirstLora:
     `embedding.shared` retrieves so; RanPAC (McDonnell et al., 2023) begins with the LoRA alone.
     """
 
-    workshop: ModuleStore
+    store: ModuleStore
     seed: int
     name: str | None = None
 
     def learn(self, task: TaskData) -> None:
         """Train on the first task; nothing to learn of others."""
         if self.name is None:
-            self.name = self.workshop.module(task, BASE, self.seed)
+            self.name = self.store.module(task, BASE, self.seed)
 
     def embed(self, images: ImageRows) -> Embeddings:
         """Frozen, and the tail under the LoRA, (n, d)."""
         assert self.name is not None  # a representation is asked after it has learned a task
-        return self.workshop.shared(self.name, images)
+        return self.store.shared(self.name, images)
 
     def stored_bytes(self) -> int:
         """One pair of factors per layer."""
-        return 0 if self.name is None else self.workshop.stored_bytes([self.name])
+        return 0 if self.name is None else self.store.stored_bytes([self.name])
 
 
 @dataclass
 class Joint:
     """One LoRA for all tasks at once, with all their data: no continual method, but the bound for one module."""
 
-    workshop: ModuleStore
+    store: ModuleStore
     make_scorer: Callable[[], Scorer]
     seed: int
     _tasks: list[TaskData] = field(default_factory=list)
@@ -113,17 +113,17 @@ class Joint:
     def stored_bytes(self) -> int:
         """The module and the classifier; not the data, which is kept too."""
         name, scorer = self._fitted()
-        return self.workshop.stored_bytes([name]) + scorer.stored_bytes()
+        return self.store.stored_bytes([name]) + scorer.stored_bytes()
 
     def _scores(self, images: ImageRows) -> Vector:
         name, scorer = self._fitted()
-        return scorer.scores(self.workshop.embed(name, images))
+        return scorer.scores(self.store.embed(name, images))
 
     def _fitted(self) -> tuple[str, Scorer]:
         if self._trained is None:
             union, scorer = self._union(), self.make_scorer()
-            name = self.workshop.module(union, BASE, self.seed)
-            scorer.add(self.workshop.embed(name, union.train.images), union.train.labels, union.classes)
+            name = self.store.module(union, BASE, self.seed)
+            scorer.add(self.store.embed(name, union.train.images), union.train.labels, union.classes)
             self._trained = name, scorer
         return self._trained
 
@@ -136,7 +136,7 @@ class Joint:
         def joined(parts: list[Labelled]) -> Labelled:
             rows = np.concatenate([part.images.rows for part in parts])
             labels = np.concatenate([part.labels + start for part, start in zip(parts, first, strict=True)])
-            return Labelled(ImageRows(parts[0].images.corpus, rows), labels)
+            return Labelled(ImageRows(parts[0].images.embedded, rows), labels)
 
         classes = sum(task.classes for task in self._tasks)
         train_part = joined([task.train for task in self._tasks])

@@ -36,25 +36,25 @@ class Flat:
 
     scorer: Scorer
     representation: Representation
-    _owner: list[int] = field(default_factory=list)  # the task of each class
+    _task_of_class: list[int] = field(default_factory=list)  # the task of each class
 
     def learn(self, task: TaskData) -> None:
         """Take in the next task."""
         self.representation.learn(task)
-        number = self._owner[-1] + 1 if self._owner else 0
+        number = self._task_of_class[-1] + 1 if self._task_of_class else 0
         self.scorer.add(self.representation.embed(task.train.images), task.train.labels, task.classes)
-        self._owner += [number] * task.classes
+        self._task_of_class += [number] * task.classes
 
     def predict(self, images: ImageRows) -> TaskAndClass:
         """The class of the largest score."""
         best = self.scorer.scores(self.representation.embed(images)).argmax(axis=1)
-        owner = np.array(self._owner)
-        return TaskAndClass(owner[best], best - np.searchsorted(owner, owner[best]))
+        task_of_class = np.array(self._task_of_class)
+        return TaskAndClass(task_of_class[best], best - np.searchsorted(task_of_class, task_of_class[best]))
 
     def within(self, images: ImageRows, task: int) -> Indices:
         """The class of the largest score among the task's."""
         scores = self.scorer.scores(self.representation.embed(images))
-        return cast(Indices, scores[:, np.array(self._owner) == task].argmax(axis=1))
+        return cast(Indices, scores[:, np.array(self._task_of_class) == task].argmax(axis=1))
 
     def stored_bytes(self) -> int:
         """The scorer's and the representation's."""
@@ -106,8 +106,8 @@ class StreamingLda:
     def _covariance(self) -> Matrix:
         if self.shrinkage is None:
             return pooled_covariance(self._tasks)
-        scatter, freedom = pooled_scatter(self._tasks)
-        covariance = scatter / max(1.0, freedom)
+        scatter, degrees_of_freedom = pooled_scatter(self._tasks)
+        covariance = scatter / max(1.0, degrees_of_freedom)
         target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         return cast(Matrix, (1 - self.shrinkage) * covariance + self.shrinkage * target)
 

@@ -61,7 +61,9 @@ def task_order(names: Sequence[str], order: int) -> list[str]:
     return [names[position] for position in np.random.default_rng(order).permutation(len(names))]
 
 
-def make_task_sequence(table: pd.DataFrame, corpus: EmbeddedImages, seed: int, order: int, caps: Caps) -> TaskSequence:
+def make_task_sequence(
+    table: pd.DataFrame, embedded: EmbeddedImages, seed: int, order: int, caps: Caps
+) -> TaskSequence:
     """Split every task's training images by `seed` into train and validation, and put the tasks in an order.
 
     Validation and training share no group. An image that is also a test image of any task is not trained on.
@@ -75,15 +77,15 @@ def make_task_sequence(table: pd.DataFrame, corpus: EmbeddedImages, seed: int, o
         fresh = known[(known["split"] == "train") & ~known["sha256"].isin(tested)]
         learned = _capped(fresh, caps.train)
         held_out = _validation(learned, seed)
-        train, val = (_labelled(learned[mask], classes, corpus) for mask in (~held_out, held_out))
+        train, val = (_labelled(learned[mask], classes, embedded) for mask in (~held_out, held_out))
         tasks.append(TaskData(name, len(classes), train, val))
-        tests.append(_labelled(_capped(known[known["split"] == "test"], caps.test), classes, corpus))
+        tests.append(_labelled(_capped(known[known["split"] == "test"], caps.test), classes, embedded))
     return TaskSequence(tuple(tasks), tuple(tests))
 
 
-def _labelled(rows: pd.DataFrame, classes: Sequence[str], corpus: EmbeddedImages) -> Labelled:
+def _labelled(rows: pd.DataFrame, classes: Sequence[str], embedded: EmbeddedImages) -> Labelled:
     labels = np.array([classes.index(label) for label in rows["label"]], dtype=np.int64)
-    return Labelled(ImageRows(corpus, corpus.rows(rows["sha256"].tolist())), labels)
+    return Labelled(ImageRows(embedded, embedded.rows(rows["sha256"].tolist())), labels)
 
 
 def _capped(rows: pd.DataFrame, limit: int | None) -> pd.DataFrame:

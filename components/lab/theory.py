@@ -21,7 +21,7 @@ EPSILONS = (0.01, 0.02, 0.05, 0.1)
 _COMPONENTS = 32  # principal directions along which excess kurtosis is measured
 
 
-def theory(episode: TaskSequence, config: Config, seed: int) -> dict[str, Any]:
+def theory(sequence: TaskSequence, config: Config, seed: int) -> dict[str, Any]:
     """Separation, bound and measured confusion of every pair of tasks, and how far embeddings are from the model.
 
     Returns:
@@ -29,20 +29,22 @@ def theory(episode: TaskSequence, config: Config, seed: int) -> dict[str, Any]:
         retrieval accuracy, with the first t tasks known; kurtosis: median and largest excess over principal directions
         of the within-class scatter (0 for a Gaussian), per task; coverage: for every epsilon, promised and measured.
     """
-    statistics = [_statistics(task) for task in episode.tasks]
+    statistics = [_statistics(task) for task in sequence.tasks]
     retriever = PooledRetriever.fit(statistics)
-    truth = np.repeat(np.arange(len(episode.test)), [len(part) for part in episode.test])
-    scores = np.concatenate([retriever.scores(part.images.h0) for part in episode.test])
+    truth = np.repeat(np.arange(len(sequence.test)), [len(part) for part in sequence.test])
+    scores = np.concatenate([retriever.scores(part.images.h0) for part in sequence.test])
     delta = separation(retriever)
     return {
-        "tasks": [task.name for task in episode.tasks],
+        "tasks": [task.name for task in sequence.tasks],
         "delta": delta.tolist(),
         "bound": confusion_bound(retriever).tolist(),
         "gaussian": norm.cdf(-delta / 2).tolist(),
         "measured": measured_confusion(scores, truth).tolist(),
-        "delta_by_tasks": [_separation_of(statistics[:count], episode.test) for count in range(2, len(statistics) + 1)],
-        "kurtosis": {task.name: _kurtosis(task) for task in episode.tasks},
-        "coverage": _coverage(episode, config, seed),
+        "delta_by_tasks": [
+            _separation_of(statistics[:count], sequence.test) for count in range(2, len(statistics) + 1)
+        ],
+        "kurtosis": {task.name: _kurtosis(task) for task in sequence.tasks},
+        "coverage": _coverage(sequence, config, seed),
     }
 
 
@@ -71,17 +73,19 @@ def _kurtosis(task: TaskData) -> dict[str, float]:
     return {"median": float(np.median(along)), "largest": float(along.max())}
 
 
-def _coverage(episode: TaskSequence, config: Config, seed: int) -> list[dict[str, Any]]:
+def _coverage(sequence: TaskSequence, config: Config, seed: int) -> list[dict[str, Any]]:
     """The share of test images whose own task stays in question, over all tasks and in the worst of them."""
     own: list[NDArray[np.float64]] = []
     others: list[Matrix] = []
-    supports = [Support.fit(task.train.images.h0, task.val.images.h0, config.signature, seed) for task in episode.tasks]
-    for number, part in enumerate(episode.test):
+    supports = [
+        Support.fit(task.train.images.h0, task.val.images.h0, config.signature, seed) for task in sequence.tasks
+    ]
+    for number, part in enumerate(sequence.test):
         p_values = np.stack([support.p_values(part.images.h0) for support in supports], axis=1)
         own.append(p_values[:, number])
         others.append(p_values)
     everything = np.concatenate(others)
-    held_out = [len(task.val) for task in episode.tasks]
+    held_out = [len(task.val) for task in sequence.tasks]
     rows: list[dict[str, Any]] = []
     for epsilon in EPSILONS:
         per_task = [float((p > epsilon).mean()) for p in own]
@@ -90,7 +94,7 @@ def _coverage(episode: TaskSequence, config: Config, seed: int) -> list[dict[str
             "promised": 1 - epsilon,
             "coverage": float((np.concatenate(own) > epsilon).mean()),
         }
-        row |= {"worst": min(per_task), "worst_task": episode.tasks[int(np.argmin(per_task))].name}
+        row |= {"worst": min(per_task), "worst_task": sequence.tasks[int(np.argmin(per_task))].name}
         row |= {"shortlist_size": float((everything > epsilon).sum(axis=1).mean())}
         row |= {"unknown_rate": float((~(everything > epsilon).any(axis=1)).mean()), "held_out_smallest": min(held_out)}
         rows.append(row)

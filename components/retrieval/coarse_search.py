@@ -37,7 +37,7 @@ class CoarseSearch:
         basis = np.linalg.eigh(around.T @ around)[1][:, -dims:]
         axes, coarse = retriever.whitener @ basis, around @ basis
         exact = retriever.linear()
-        return cls(exact, axes.astype(np.float32), coarse.astype(np.float32), np.bincount(exact.owner))
+        return cls(exact, axes.astype(np.float32), coarse.astype(np.float32), np.bincount(exact.task_of_class))
 
     def best_task(self, h: Embeddings, candidates: int = CANDIDATES) -> Indices:
         """The task of the largest score, (n, d) -> (n,): LinearRetriever's, but for classes that are no candidates."""
@@ -46,7 +46,7 @@ class CoarseSearch:
         count = min(candidates, rough.shape[1])
         likely = np.argpartition(rough, -count, axis=1)[:, -count:]
         scores = np.einsum("nd,nkd->nk", x, self.exact.coef[likely]) + self.exact.offset[likely]
-        owner = self.exact.owner[likely]
-        together = np.where(owner[:, :, None] == owner[:, None, :], scores[:, None, :], -np.inf)
-        task_scores = logsumexp(together, axis=2) - np.log(self.classes[owner])
-        return cast(Indices, owner[np.arange(len(h)), task_scores.argmax(axis=1)])
+        task_of_class = self.exact.task_of_class[likely]
+        together = np.where(task_of_class[:, :, None] == task_of_class[:, None, :], scores[:, None, :], -np.inf)
+        task_scores = logsumexp(together, axis=2) - np.log(self.classes[task_of_class])
+        return cast(Indices, task_of_class[np.arange(len(h)), task_scores.argmax(axis=1)])

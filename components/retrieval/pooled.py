@@ -25,7 +25,7 @@ class PooledRetriever:
 
     whitener: Matrix
     centers: Matrix
-    owner: Indices
+    task_of_class: Indices
 
     @classmethod
     def fit(cls, tasks: Sequence[Statistics]) -> PooledRetriever:
@@ -34,12 +34,12 @@ class PooledRetriever:
         # Of a triangular matrix, which numpy's inv does not know: a fifth of the time in thousands of dimensions.
         inverse, _ = lapack.dtrtri(np.linalg.cholesky(pooled_covariance(tasks)), lower=1)
         whitener = np.asarray(inverse, order="C").T
-        owner = np.repeat(np.arange(len(tasks)), [len(statistics.means) for statistics in tasks])
-        return cls(whitener, means @ whitener, owner)
+        task_of_class = np.repeat(np.arange(len(tasks)), [len(statistics.means) for statistics in tasks])
+        return cls(whitener, means @ whitener, task_of_class)
 
     def scores(self, h0: Embeddings) -> Matrix:
         """log p_k(h_0) up to a constant, a task being the even mixture of its classes: (n, d) -> (n, T)."""
-        return mixture_scores(self.class_scores(h0), self.owner)
+        return mixture_scores(self.class_scores(h0), self.task_of_class)
 
     def class_scores(self, h0: Embeddings) -> Matrix:
         """Minus half the squared Mahalanobis distance to each class mean: (n, d) -> (n, C)."""
@@ -54,7 +54,7 @@ class PooledRetriever:
         origin = solve_triangular(self.whitener.T, middle, lower=True)
         offset = -0.5 * (around**2).sum(axis=1)
         coef, offset, origin = (x.astype(np.float32) for x in (around @ self.whitener.T, offset, origin))
-        return LinearRetriever(coef, offset, origin, self.owner)
+        return LinearRetriever(coef, offset, origin, self.task_of_class)
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class LinearRetriever:
     coef: NDArray[np.float32]
     offset: NDArray[np.float32]
     origin: NDArray[np.float32]
-    owner: Indices
+    task_of_class: Indices
 
     def scores(self, h: Embeddings) -> Matrix:
         """Task scores (n, d) -> (n, T), equal to PooledRetriever's but for a constant per image."""
-        return mixture_scores(self.class_scores(h), self.owner)
+        return mixture_scores(self.class_scores(h), self.task_of_class)
 
     def class_scores(self, h: Embeddings) -> Matrix:
         """Class scores (n, d) -> (n, C), equal to PooledRetriever's but for a constant per image."""
@@ -81,7 +81,7 @@ class LinearRetriever:
 
     def to_arrays(self) -> Arrays:
         """For a safetensors file."""
-        return {"coef": self.coef, "offset": self.offset, "origin": self.origin, "owner": self.owner}
+        return {"coef": self.coef, "offset": self.offset, "origin": self.origin, "owner": self.task_of_class}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> LinearRetriever:
@@ -89,12 +89,12 @@ class LinearRetriever:
         return cls(arrays["coef"], arrays["offset"], arrays["origin"], arrays["owner"])
 
 
-def mixture_scores(class_scores: Matrix, owner: Indices) -> Matrix:
-    """log of the even mixture of each task's classes, the classes (C,) standing in the order of their tasks `owner`.
+def mixture_scores(class_scores: Matrix, task_of_class: Indices) -> Matrix:
+    """log of the even mixture of each task's classes, which stand in the order of their tasks `task_of_class` (C,).
 
     (n, C) -> (n, T).
     """
-    first, classes = np.unique(owner, return_index=True)[1], np.bincount(owner)
+    first, classes = np.unique(task_of_class, return_index=True)[1], np.bincount(task_of_class)
     top = np.maximum.reduceat(class_scores, first, axis=1)
     parts = np.exp(class_scores - np.repeat(top, classes, axis=1))
     return cast(Matrix, top + np.log(np.add.reduceat(parts, first, axis=1) / classes))

@@ -135,7 +135,7 @@ class RetrievalResult:
     log_posterior: Matrix
     p_value: Vector
     p_values: Matrix
-    early: Mask
+    decided_by_trunk: Mask
     capped: Mask
     frozen: Matrix
 
@@ -154,12 +154,12 @@ class TaskRetriever:
         statistics = [signature.statistics for signature in signatures]
         supports = Supports(tuple(signature.support for signature in signatures))
         full = RetrievalStage(PooledRetriever.fit(statistics).linear(), supports)
-        early = tuple(signature.trunk_support for signature in signatures if signature.trunk_support)
-        if not early:
+        decided_by_trunk = tuple(signature.trunk_support for signature in signatures if signature.trunk_support)
+        if not decided_by_trunk:
             return cls(None, full, settings)
-        width = len(early[0].mixture.center)
+        width = len(decided_by_trunk[0].mixture.center)
         trunk = PooledRetriever.fit([task.first(width) for task in statistics]).linear()
-        return cls(RetrievalStage(trunk, Supports(early)), full, settings)
+        return cls(RetrievalStage(trunk, Supports(decided_by_trunk)), full, settings)
 
     @property
     def trunk_width(self) -> int:
@@ -167,9 +167,9 @@ class TaskRetriever:
         return self.trunk.retriever.coef.shape[1] if self.trunk else 0
 
     @property
-    def owner(self) -> Indices:
+    def task_of_class(self) -> Indices:
         """The task of each class, (C,), in order."""
-        return self.full.retriever.owner
+        return self.full.retriever.task_of_class
 
     def to_arrays(self) -> Arrays:
         """The retrievers, for a safetensors file; the supports have files of their own."""
@@ -198,7 +198,7 @@ class TaskRetriever:
             tail: computes the rest of h_0 for the rows it is given, (m,) -> (m, d - trunk_width).
         """
         found = self._early(trunk)
-        if len(rest := np.flatnonzero(~found.early)):
+        if len(rest := np.flatnonzero(~found.decided_by_trunk)):
             others = self._full(np.concatenate([trunk[rest], tail(rest)], axis=1), found.frozen[rest])
             for part in fields(RetrievalResult):
                 getattr(found, part.name)[rest] = getattr(others, part.name)
@@ -207,7 +207,7 @@ class TaskRetriever:
     def _full(self, h0: Embeddings, frozen: Matrix) -> RetrievalResult:
         """What all of h_0 says, (n, d); of the classes, where there is a trunk, still what that said (n, C)."""
         classes, p_values = self.full.retriever.class_scores(h0), self.full.supports.p_values(h0)
-        scores = mixture_scores(classes, self.owner)
+        scores = mixture_scores(classes, self.task_of_class)
         best, in_question = scores.argmax(axis=1), p_values > self.settings.epsilon
         chosen = np.arange(scores.shape[1]) == best[:, None]
         # The best task first, then those that find the image most typical.
@@ -219,7 +219,7 @@ class TaskRetriever:
             log_posterior=log_posterior(scores / self.settings.temperature),
             p_value=p_values.max(axis=1),
             p_values=p_values,
-            early=np.zeros(len(h0), dtype=bool),
+            decided_by_trunk=np.zeros(len(h0), dtype=bool),
             capped=(chosen | in_question).sum(axis=1) > self.settings.cap,
             frozen=frozen if self.trunk else classes,
         )
@@ -227,20 +227,22 @@ class TaskRetriever:
     def _early(self, trunk: Embeddings) -> RetrievalResult:
         """What the trunk alone says; rows that it does not decide are filled in afterwards."""
         tasks, count = len(self.full.supports.supports), len(trunk)
-        scores, frozen = np.zeros((count, tasks)), np.zeros((count, len(self.owner)))
-        early = np.zeros(count, dtype=bool)
+        scores, frozen = np.zeros((count, tasks)), np.zeros((count, len(self.task_of_class)))
+        decided_by_trunk = np.zeros(count, dtype=bool)
         p_value, p_values = np.zeros(count), np.full((count, tasks), np.nan)
         best, each = np.zeros(count, dtype=np.int64), np.arange(count)
         if self.trunk:
             frozen = self.trunk.retriever.class_scores(trunk)
-            scores = mixture_scores(frozen, self.owner)
+            scores = mixture_scores(frozen, self.task_of_class)
             best = scores.argmax(axis=1)
             p_value = self.trunk.supports.p_values_in(best, trunk)
             p_values[each, best] = p_value
-            early = (p_value > self.settings.early_p) & (lead(scores) >= self.settings.early_margin)
+            decided_by_trunk = (p_value > self.settings.early_p) & (lead(scores) >= self.settings.early_margin)
         shortlist, no = np.arange(tasks) == best[:, None], np.zeros(count, dtype=bool)
         log_task = log_posterior(scores / self.settings.temperature)
-        return RetrievalResult(best, no.copy(), shortlist, log_task, p_value, p_values, early, no.copy(), frozen)
+        return RetrievalResult(
+            best, no.copy(), shortlist, log_task, p_value, p_values, decided_by_trunk, no.copy(), frozen
+        )
 
 
 def lead(scores: Matrix) -> Vector:

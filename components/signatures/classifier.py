@@ -67,13 +67,13 @@ class Classifier:
 
     def log_probabilities(self, h: Embeddings, frozen: Matrix | None = None) -> Matrix:
         """log p(c | x, k) of embeddings h (n, d), d >= p, (n, C)."""
-        return self.softened(self.discriminants(h), frozen)
+        return self.log_probabilities_from(self.discriminants(h), frozen)
 
     def discriminants(self, h: Embeddings) -> Matrix:
         """Log-likelihood ratios of the classes, up to a constant per image, (n, d) -> (n, C)."""
         return h[:, -self.coef.shape[1] :].astype(np.float64) @ self.coef.T + self.intercept
 
-    def softened(self, discriminants: Matrix, frozen: Matrix | None = None) -> Matrix:
+    def log_probabilities_from(self, discriminants: Matrix, frozen: Matrix | None = None) -> Matrix:
         """log p(c | x, k) from `discriminants` (n, C) of embeddings."""
         return cast(Matrix, log_softmax(pooled(discriminants, frozen) / self.temperature, axis=1))
 

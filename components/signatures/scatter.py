@@ -17,19 +17,19 @@ _NONE = 1e-9  # of the strongest direction's energy: rounding errors of the deco
 _SHRUNK = 0.005  # of the mean energy: shrinkage gives every direction more than that, or S is of very many images
 
 
-def shrunk_covariance(scatter: Matrix, freedom: float) -> Matrix:
-    """Covariance (d, d) of a scatter matrix with `freedom` degrees, shrunk to a multiple of the identity.
+def shrunk_covariance(scatter: Matrix, degrees_of_freedom: float) -> Matrix:
+    """Covariance (d, d) of a scatter matrix with `degrees_of_freedom` degrees, shrunk to a multiple of the identity.
 
     Oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, 2010), which needs nothing but the scatter, with its
     odds multiplied by `SHRINK`: it minimises the error of a Gaussian's covariance, while classification uses the
     inverse, and embeddings have heavy tails. Held-out likelihood asks for two to four times as much on every set,
     validation accuracy for up to ten (docs/results/50-ablations.md).
     """
-    covariance = scatter / max(freedom, 1.0)
+    covariance = scatter / max(degrees_of_freedom, 1.0)
     width = len(covariance)
     mu = np.trace(covariance) / width
     alpha = np.mean(covariance**2)
-    oas, rest = alpha + mu**2, (freedom + 1) * (alpha - mu**2 / width) - (alpha + mu**2)
+    oas, rest = alpha + mu**2, (degrees_of_freedom + 1) * (alpha - mu**2 / width) - (alpha + mu**2)
     shrinkage = 1.0 if rest <= 0 else SHRINK * oas / (SHRINK * oas + rest)
     return cast(Matrix, (1 - shrinkage) * covariance + (shrinkage * mu + 1e-12) * np.eye(width))
 

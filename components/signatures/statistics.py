@@ -48,7 +48,7 @@ class Statistics:
         return Statistics(self.counts, self.means[:, :width], part)
 
     @property
-    def freedom(self) -> float:
+    def degrees_of_freedom(self) -> float:
         """Degrees of freedom of the scatter."""
         return float(self.counts.sum()) - len(self.counts)
 
@@ -58,7 +58,7 @@ def pooled_scatter(tasks: Sequence[Statistics]) -> tuple[Matrix, float]:
     total = dense(tasks[0].scatter).copy()
     for statistics in tasks[1:]:
         total += dense(statistics.scatter)
-    return total, sum(statistics.freedom for statistics in tasks)
+    return total, sum(statistics.degrees_of_freedom for statistics in tasks)
 
 
 def pooled_covariance(tasks: Sequence[Statistics]) -> Matrix:

@@ -129,10 +129,10 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         distributed.init_process_group("gloo", timeout=_PATIENCE)
     else:
         raise IntaglioError(f"device {device.type} has no way for several processes; set finetune.processes: 1")
-    replica = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if replica.rank else sys.stdout):
-        yield replica
-        replica.wait()  # who leaves first would look lost to the others
+    processes = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if processes.rank else sys.stdout):
+        yield processes
+        processes.wait()  # who leaves first would look lost to the others
     distributed.destroy_process_group()
 
 

@@ -40,25 +40,25 @@ def finetune(root: Path, config: Config, task: str) -> None:
     """
     deterministic()
     device = choose_device(config.device)
-    with joined(device) as replica:
+    with joined(device) as processes:
         vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, device)
-        _finetune(root, config, task, vit, replica)
+        _finetune(root, config, task, vit, processes)
 
 
-def _finetune(root: Path, config: Config, task: str, vit: Vit, replica: ProcessGroup) -> None:
+def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> None:
     settings, previous = config.finetune, config.stream.tasks[task].previous
     past = read_past(root / "models/modules", previous, settings.past_budget)
     classes = read_manifest(root, task)["label"].nunique()
-    with replica.first_before_others():  # which also removes what other inputs left
-        checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, replica), __name__)
+    with processes.first_before_others():  # which also removes what other inputs left
+        checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
     start = time.monotonic()
     views = {"train": settings.views, "val": 1}
-    splits = {name: read_split(root, config, vit, task, name, replica, count) for name, count in views.items()}
+    splits = {name: read_split(root, config, vit, task, name, processes, count) for name, count in views.items()}
     trunk_seconds = time.monotonic() - start
     trained = attach(vit, past, settings, config.seed)
-    lesson = TrainingJob(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, replica)
-    history, head = train(lesson, checkpoints)
-    if replica.rank > 0:
+    job = TrainingJob(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, processes)
+    history, head = train(job, checkpoints)
+    if processes.rank > 0:
         return
     seconds = time.monotonic() - start
     component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
@@ -79,7 +79,7 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, replica: ProcessG
     checkpoints.clear()
 
 
-def _inputs(root: Path, config: Config, task: str, vit: Vit, replica: ProcessGroup) -> dict[str, Any]:
+def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> dict[str, Any]:
     """All that determines a module: what a checkpoint must agree with to be of any use."""
     previous = root / "models/modules" / config.stream.tasks[task].previous
     return {
@@ -87,14 +87,16 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit, replica: ProcessGro
         "settings": config.model_dump(mode="json", include={"seed", "data", "backbone", "embedding", "finetune"}),
         "backbone": vit.sha256,
         "device": vit.device.type,
-        "processes": replica.count,
+        "processes": processes.count,
         "torch": torch.__version__,
         "manifest": sha256_file(manifest_path(root, task)),
         "previous": sha256_file(previous / "module.json"),
     }
 
 
-def read_split(root: Path, config: Config, vit: Vit, task: str, name: str, replica: ProcessGroup, views: int) -> Split:
+def read_split(
+    root: Path, config: Config, vit: Vit, task: str, name: str, processes: ProcessGroup, views: int
+) -> Split:
     """The trunk's outputs of a split's images in `views`, and each one's place among the sorted classes of the task.
 
     What the cache lacks of them is computed by all processes, each its share.
@@ -110,11 +112,11 @@ def read_split(root: Path, config: Config, vit: Vit, task: str, name: str, repli
     paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
     cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
     digests, what = rows["sha256"].tolist(), f"finetune {task}: {name} split"
-    if replica.count > 1 and len(share := replica.share(torch.arange(len(paths))).tolist()):
+    if processes.count > 1 and len(share := processes.share(torch.arange(len(paths))).tolist()):
         own_paths, own_digests = [paths[row] for row in share], [digests[row] for row in share]
         for view in range(views):
             trunk_outputs(vit, own_paths, own_digests, limits, cache, what, view)
-    replica.wait()
+    processes.wait()
     tokens = Tokens.joined([trunk_outputs(vit, paths, digests, limits, cache, what, view)[0] for view in range(views)])
     places = {label: place for place, label in enumerate(classes)}
     return Split(tokens, torch.tensor([places[label] for label in rows["label"]], dtype=torch.int64), views)

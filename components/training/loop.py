@@ -55,7 +55,7 @@ class Split:
             tokens = upload(torch.from_numpy(self.tokens[places.numpy()]), device)
         return tokens.float(), upload(self.labels[rows], device)
 
-    def near(self, device: torch.device) -> Split:
+    def moved_to_gpu_if_it_fits(self, device: torch.device) -> Split:
         """The same with its tokens on a GPU, where half of the free memory holds them: a step reads faster than files.
 
         On other devices, the same.
@@ -76,7 +76,7 @@ class Split:
 class TrainingJob:
     """What stays the same during training: the module on its ViT, the task's images, the settings.
 
-    `replica` is this process among those that train the module together; all have the same of everything else.
+    `processes` is this process among those that train the module together; all have the same of everything else.
     """
 
     task: str
@@ -87,7 +87,7 @@ class TrainingJob:
     classes: int
     settings: Settings
     seed: int
-    replica: ProcessGroup = ALONE
+    processes: ProcessGroup = ALONE
 
     @property
     def steps(self) -> int:
@@ -95,8 +95,8 @@ class TrainingJob:
         return math.ceil(len(self.train) / self.settings.batch_size) * self.settings.epochs
 
 
-def train(lesson: TrainingJob, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
-    """Train until the validation split stops improving; `lesson.trained` ends with the best epoch's values.
+def train(job: TrainingJob, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
+    """Train until the validation split stops improving; `job.trained` ends with the best epoch's values.
 
     Cross-entropy with label smoothing on a linear head over the pooled tail, plus l1 |s|_1 + l2 |s|_2^2 on the reuse
     of the past. Continues from the newest checkpoint, if there is one: on a CPU, with the same numbers of threads and
@@ -109,21 +109,23 @@ def train(lesson: TrainingJob, checkpoints: Checkpoints) -> tuple[list[Epoch], H
         IntaglioError: the loss is not finite, or training diverged.
         PeersLostError: another process of the training ended.
     """
-    settings, vit = lesson.settings, lesson.vit
-    lesson = replace(lesson, train=lesson.train.near(vit.device), val=lesson.val.near(vit.device))
-    parameters = lesson.trained.parameters()
-    state = TrainingState.begin(parameters, 2 * vit.width, lesson.classes, len(lesson.train), settings, lesson.seed)
-    with lesson.replica.first_before_others():  # which also removes damaged ones
+    settings, vit = job.settings, job.vit
+    job = replace(
+        job, train=job.train.moved_to_gpu_if_it_fits(vit.device), val=job.val.moved_to_gpu_if_it_fits(vit.device)
+    )
+    parameters = job.trained.parameters()
+    state = TrainingState.begin(parameters, 2 * vit.width, job.classes, len(job.train), settings, job.seed)
+    with job.processes.first_before_others():  # which also removes damaged ones
         found = checkpoints.newest()
     if found:
         state.restore(found)
-        print(f"finetune {lesson.task}: goes on after step {state.step} of {lesson.steps}", flush=True)
-    progress = ProgressLine(f"finetune {lesson.task}: epochs", settings.epochs, every=0)
+        print(f"finetune {job.task}: goes on after step {state.step} of {job.steps}", flush=True)
+    progress = ProgressLine(f"finetune {job.task}: epochs", settings.epochs, every=0)
     while not _finished(state, settings):
-        epoch = train_epoch(lesson, state, checkpoints)
+        epoch = train_epoch(job, state, checkpoints)
         accuracy = f", val accuracy {epoch.val_accuracy:.3f}" if epoch.validated else ""
         progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}{accuracy}")
-    _check_learned(lesson, state.history)
+    _check_learned(job, state.history)
     state.take_best()
     weight, bias = (parameter.detach().float().cpu().numpy() for parameter in (state.head.weight, state.head.bias))
     return state.history, Head(weight, bias)
@@ -146,65 +148,65 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
     return done - min(state.history, key=validation_rank).epoch >= settings.patience
 
 
-def train_epoch(lesson: TrainingJob, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
+def train_epoch(job: TrainingJob, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
     """The rest of the epoch that `state` stands in, and its validation where one is due."""
     number = len(state.history) + 1
-    ahead = 1 if lesson.vit.device.type == "cpu" else _STEPS_AHEAD
+    ahead = 1 if job.vit.device.type == "cpu" else _STEPS_AHEAD
     losses: list[tuple[Tensor, int]] = []
-    for rows in _batches(state.order[state.position :], lesson.settings.batch_size):
-        losses.append((_step(lesson, state, rows), len(rows)))
+    for rows in _batches(state.order[state.position :], job.settings.batch_size):
+        losses.append((_step(job, state, rows), len(rows)))
         state.position += len(rows)
-        due = lesson.replica.rank == 0 and checkpoints.due()
-        if due or len(losses) == ahead or state.position == len(lesson.train):
-            _account(lesson, state, losses)
+        due = job.processes.rank == 0 and checkpoints.due()
+        if due or len(losses) == ahead or state.position == len(job.train):
+            _account(job, state, losses)
             losses = []
         if due:
             checkpoints.keep(state.checkpoint())
-    train_loss, settings = state.loss_sum / len(lesson.train), lesson.settings
+    train_loss, settings = state.loss_sum / len(job.train), job.settings
     epoch = Epoch(number, train_loss)
     if validated_in(number, settings):
-        epoch = Epoch(number, train_loss, *_validate(lesson, state.head))
+        epoch = Epoch(number, train_loss, *_validate(job, state.head))
         if not math.isfinite(epoch.val_loss):
-            raise _not_finite(lesson, number, state.step)
+            raise _not_finite(job, number, state.step)
     state.end_epoch(epoch)
     return epoch
 
 
-def _account(lesson: TrainingJob, state: TrainingState, losses: Sequence[tuple[Tensor, int]]) -> None:
+def _account(job: TrainingJob, state: TrainingState, losses: Sequence[tuple[Tensor, int]]) -> None:
     """Add the losses of the last steps, each with its number of images, to the epoch's; the device is waited for."""
     first = state.step - len(losses) + 1
     for step, (loss, images) in enumerate(losses, start=first):
         if not math.isfinite(value := float(loss)):
-            raise _not_finite(lesson, len(state.history) + 1, step)
+            raise _not_finite(job, len(state.history) + 1, step)
         state.loss_sum += value * images
 
 
-def _step(lesson: TrainingJob, state: TrainingState, rows: Tensor) -> Tensor:
+def _step(job: TrainingJob, state: TrainingState, rows: Tensor) -> Tensor:
     """One step of the optimizer on a batch, the rows (n,) of the training split; returns the loss () before it."""
-    settings = lesson.settings
-    speed = lr_factor(state.step, lesson.steps, settings.warmup_fraction)
+    settings = job.settings
+    speed = lr_factor(state.step, job.steps, settings.warmup_fraction)
     for group, top in zip(
         state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
     ):
         group["lr"] = top * speed
     # By the epoch's number, not drawn: who resumes knows it, and every process does. So with the patches.
-    tokens, labels = lesson.train.read(lesson.replica.share(rows), len(state.history), lesson.vit.device)
-    prefix, seed = lesson.vit.model.num_prefix_tokens, (lesson.seed, state.step)
+    tokens, labels = job.train.read(job.processes.share(rows), len(state.history), job.vit.device)
+    prefix, seed = job.vit.model.num_prefix_tokens, (job.seed, state.step)
     kept = kept_tokens(len(rows), tokens.shape[1], prefix, settings.patch_dropout, seed)
-    tokens = tokens.take_along_dim(upload(lesson.replica.share(kept), tokens.device)[:, :, None], dim=1)
+    tokens = tokens.take_along_dim(upload(job.processes.share(kept), tokens.device)[:, :, None], dim=1)
     whole = len(labels) == settings.batch_size
-    if whole and state.replay:
-        loss = state.replay(tokens, labels)
+    if whole and state.graph_step:
+        loss = state.graph_step(tokens, labels)
     else:
-        loss = _gradients(lesson, state, tokens, labels, len(rows))
-    loss = lesson.replica.sum_gradients(state.learned, loss)
+        loss = _gradients(job, state, tokens, labels, len(rows))
+    loss = job.processes.sum_gradients(state.learned, loss)
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
     if whole and not state.recorded:  # the first such step has shown what memory holds
         state.recorded = True
         if state.part >= len(labels):
-            state.replay = record_step(partial(_loss, lesson, state.head), state.learned, tokens, labels)
+            state.graph_step = record_step(partial(_loss, job, state.head), state.learned, tokens, labels)
     return loss
 
 
@@ -224,7 +226,7 @@ def kept_tokens(images: int, tokens: int, prefix: int, dropout: float, seed: Seq
     return torch.from_numpy(np.concatenate([first, drawn], axis=1))
 
 
-def _gradients(lesson: TrainingJob, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> Tensor:
+def _gradients(job: TrainingJob, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> Tensor:
     """What some images add to the loss () of a batch of `images`, and to its gradients.
 
     They are computed in parts where the device has no memory for all at once. The gradients of the parts, as those of
@@ -238,17 +240,17 @@ def _gradients(lesson: TrainingJob, state: TrainingState, tokens: Tensor, labels
         try:
             total = tokens.new_zeros(())
             for part, answers in zip(_batches(tokens, state.part), _batches(labels, state.part), strict=True):
-                loss = _loss(lesson, state.head, part, answers) * (len(answers) / images)
+                loss = _loss(job, state.head, part, answers) * (len(answers) / images)
                 loss.backward()
                 total += loss.detach()
             return total
         except torch.OutOfMemoryError:
             held = min(state.part, len(labels))
             if held == 1:
-                raise _too_large(lesson) from None
+                raise _too_large(job) from None
         state.part = (held + 1) // 2  # outside the handler, whose traceback would keep the failed part in memory
-        print(f"finetune {lesson.task}: out of memory, going on with {state.part} images at once", flush=True)
-        if lesson.vit.device.type == "cuda":
+        print(f"finetune {job.task}: out of memory, going on with {state.part} images at once", flush=True)
+        if job.vit.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -257,29 +259,29 @@ def _batches(rows: Tensor, size: int) -> Sequence[Tensor]:
     return rows.split(size) if len(rows) else ()
 
 
-def _loss(lesson: TrainingJob, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
-    settings = lesson.settings
-    with autocast(lesson.vit):
-        logits = head(lesson.vit.tail(tokens))
+def _loss(job: TrainingJob, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
+    settings = job.settings
+    with autocast(job.vit):
+        logits = head(job.vit.tail(tokens))
         if settings.margin:  # a clear lead is asked for (as in CosFace, Wang et al., 2018, on plain logits)
-            logits = logits - settings.margin * functional.one_hot(labels, lesson.classes)
+            logits = logits - settings.margin * functional.one_hot(labels, job.classes)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
-    for s in lesson.trained.scales():
+    for s in job.trained.scales():
         loss = loss + settings.l1 * s.abs().sum() + settings.l2 * s.square().sum()
     return loss
 
 
 @torch.no_grad()
-def _validate(lesson: TrainingJob, head: nn.Linear) -> tuple[float, float]:
+def _validate(job: TrainingJob, head: nn.Linear) -> tuple[float, float]:
     """Mean loss and accuracy on the validation split."""
-    losses, rights, count = list[Tensor](), list[Tensor](), len(lesson.val)
-    for rows in _batches(lesson.replica.share(torch.arange(count)), lesson.settings.batch_size):
-        tokens, labels = lesson.val.read(rows, 0, lesson.vit.device)
-        with autocast(lesson.vit):
-            logits = head(lesson.vit.tail(tokens)).float()
+    losses, rights, count = list[Tensor](), list[Tensor](), len(job.val)
+    for rows in _batches(job.processes.share(torch.arange(count)), job.settings.batch_size):
+        tokens, labels = job.val.read(rows, 0, job.vit.device)
+        with autocast(job.vit):
+            logits = head(job.vit.tail(tokens)).float()
         losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
         rights.append((logits.argmax(dim=1) == labels).sum())
-    loss, right = lesson.replica.total((sum(map(float, losses)), sum(map(float, rights))), lesson.vit.device)
+    loss, right = job.processes.total((sum(map(float, losses)), sum(map(float, rights))), job.vit.device)
     return loss / count, right / count
 
 
@@ -296,43 +298,43 @@ def validated_in(epoch: int, settings: Settings) -> bool:
     return (settings.epochs - epoch) % settings.validate_every == 0
 
 
-def _too_large(lesson: TrainingJob) -> IntaglioError:
+def _too_large(job: TrainingJob) -> IntaglioError:
     return IntaglioError(
-        f"task {lesson.task!r}: {lesson.vit.device} has too little memory to train on a single image; "
+        f"task {job.task!r}: {job.vit.device} has too little memory to train on a single image; "
         "lower backbone.adapted_blocks or backbone.image_size, or set device: cpu"
     )
 
 
-def _check_learned(lesson: TrainingJob, history: list[Epoch]) -> None:
+def _check_learned(job: TrainingJob, history: list[Epoch]) -> None:
     """Refuse a module from a training that diverged: all its epochs are then noise, the best one included.
 
     The head starts at zero, so the loss starts at what a guess has, log(classes) where no margin is asked for. A rate
     that is merely high brings it below that in the end, when the schedule has lowered it.
     """
-    guess, last = _loss_of_a_guess(lesson), history[-1]
+    guess, last = _loss_of_a_guess(job), history[-1]
     if last.train_loss > _DIVERGED * guess:
-        settings = lesson.settings
+        settings = job.settings
         raise IntaglioError(
-            f"task {lesson.task!r}: training diverged: after {last.epoch} epochs the loss is {last.train_loss:.3g}, "
+            f"task {job.task!r}: training diverged: after {last.epoch} epochs the loss is {last.train_loss:.3g}, "
             f"where a guess has {guess:.3g}; lower finetune.learning_rate (now {settings.learning_rate:g}) "
             f"or finetune.head_learning_rate (now {settings.head_learning_rate:g})"
         )
     if min(epoch.train_loss for epoch in history) > guess:
         print(
-            f"warning: task {lesson.task!r}: the loss never fell below a guess's ({guess:.3g}); see its curve",
+            f"warning: task {job.task!r}: the loss never fell below a guess's ({guess:.3g}); see its curve",
             flush=True,
         )
 
 
-def _loss_of_a_guess(lesson: TrainingJob) -> float:
+def _loss_of_a_guess(job: TrainingJob) -> float:
     """Of equal logits, label smoothing and margin m included: log(1 + (C - 1) e^m) - m * smoothing * (C - 1) / C."""
-    others, margin = lesson.classes - 1, lesson.settings.margin
+    others, margin = job.classes - 1, job.settings.margin
     excess = margin + math.log(math.exp(-margin) + others)  # no margin is too large for it
-    return excess - margin * lesson.settings.label_smoothing * others / lesson.classes
+    return excess - margin * job.settings.label_smoothing * others / job.classes
 
 
-def _not_finite(lesson: TrainingJob, epoch: int, step: int) -> IntaglioError:
+def _not_finite(job: TrainingJob, epoch: int, step: int) -> IntaglioError:
     return IntaglioError(
-        f"task {lesson.task!r}: the loss is not finite in epoch {epoch}, step {step} of {lesson.steps}; "
-        f"lower finetune.learning_rate (now {lesson.settings.learning_rate:g})"
+        f"task {job.task!r}: the loss is not finite in epoch {epoch}, step {step} of {job.steps}; "
+        f"lower finetune.learning_rate (now {job.settings.learning_rate:g})"
     )

@@ -41,7 +41,7 @@ class TrainingState:
 
     `order` (n,) is this epoch's shuffle of the n images, `position` how many of them were seen, `loss_sum` the loss
     summed over those. `part` is how many images of a batch are computed at once: what the device's memory was found to
-    hold. `replay` computes a whole batch, where it was recorded (on a GPU); `recorded` says whether that was tried.
+    hold. `graph_step` computes a whole batch, where it was recorded (on a GPU); `recorded` says whether that was tried.
     `best` is all that was `learned` after the best epoch of `history`.
     """
 
@@ -51,7 +51,7 @@ class TrainingState:
     generator: torch.Generator
     order: Tensor
     part: int
-    replay: CudaGraphStep | None = None
+    graph_step: CudaGraphStep | None = None
     recorded: bool = False
     step: int = 0
     position: int = 0

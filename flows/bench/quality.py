@@ -98,8 +98,8 @@ def write_theory(root: Path, request: QualityRequest, out: Path) -> None:
     for name in request.streams:
         declared = load_stream(name)
         bench = PreparedStream(lab, declared, request.caps)
-        episode = make_task_sequence(bench.table, bench.corpus, 0, 0, request.caps)
-        found = theory(episode, lab.config, 0)
+        sequence = make_task_sequence(bench.table, bench.embedded, 0, 0, request.caps)
+        found = theory(sequence, lab.config, 0)
         write_json(
             out / f"{declared.name}.theory.json",
             _provenance(lab.config) | {"description": declared.spec.description} | found,

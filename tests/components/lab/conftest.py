@@ -97,6 +97,6 @@ def lab_bench(laboratory: Laboratory, project: Path) -> PreparedStream:
 
 
 @pytest.fixture(scope="session")
-def episode(lab_bench: PreparedStream) -> TaskSequence:
+def sequence(lab_bench: PreparedStream) -> TaskSequence:
     """Seed 0, declared order."""
-    return make_task_sequence(lab_bench.table, lab_bench.corpus, 0, 0, Caps())
+    return make_task_sequence(lab_bench.table, lab_bench.embedded, 0, 0, Caps())

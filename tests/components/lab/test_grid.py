@@ -176,9 +176,9 @@ def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) ->
 
 
 def test_theory_is_symmetric_complete_and_shown(
-    lab_bench: PreparedStream, episode: TaskSequence, tmp_path: Path
+    lab_bench: PreparedStream, sequence: TaskSequence, tmp_path: Path
 ) -> None:
-    found = theory(episode, lab_bench.laboratory.config, 0)
+    found = theory(sequence, lab_bench.laboratory.config, 0)
     count = len(found["tasks"])
     assert [len(found[key]) for key in ("delta", "bound", "gaussian", "measured")] == [count] * 4
     assert found["delta"][0][1] == pytest.approx(found["delta"][1][0])

@@ -27,9 +27,9 @@ def clusters(seed: int, classes: int, per_class: int, width: int) -> tuple[np.nd
     ), labels
 
 
-def learned(name: str, episode: TaskSequence, workshop: ModuleStore) -> Method:
-    method = METHODS[name].make(workshop, 0, METHODS[name].grid[0])
-    for task in episode.tasks:
+def learned(name: str, sequence: TaskSequence, store: ModuleStore) -> Method:
+    method = METHODS[name].make(store, 0, METHODS[name].grid[0])
+    for task in sequence.tasks:
         method.learn(task)
     return method
 
@@ -63,11 +63,11 @@ def test_the_random_ridge_is_scikit_learns_on_the_lifted_features() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_an_answer_depends_on_its_image_alone_and_asking_changes_nothing(
-    name: str, episode: TaskSequence, lab_bench: PreparedStream
+    name: str, sequence: TaskSequence, lab_bench: PreparedStream
 ) -> None:
-    method = learned(name, episode, lab_bench.workshop)
-    rows = np.concatenate([part.images.rows for part in episode.test])
-    images = ImageRows(lab_bench.corpus, rows)
+    method = learned(name, sequence, lab_bench.store)
+    rows = np.concatenate([part.images.rows for part in sequence.test])
+    images = ImageRows(lab_bench.embedded, rows)
     whole, again = method.predict(images), method.predict(images)
     np.testing.assert_array_equal(whole.task, again.task)
     np.testing.assert_array_equal(whole.label, again.label)
@@ -82,11 +82,11 @@ def test_an_answer_depends_on_its_image_alone_and_asking_changes_nothing(
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_learns_something_and_says_what_it_keeps(
-    name: str, episode: TaskSequence, lab_bench: PreparedStream
+    name: str, sequence: TaskSequence, lab_bench: PreparedStream
 ) -> None:
     recipe = METHODS[name]
-    row = run_experiment(recipe, episode, lab_bench.workshop, 0, recipe.grid[0])
-    classes = sum(task.classes for task in episode.tasks)
+    row = run_experiment(recipe, sequence, lab_bench.store, 0, recipe.grid[0])
+    classes = sum(task.classes for task in sequence.tasks)
     assert row["accuracy_final"] > 1.5 / classes  # random weights, yet better than a guess
     assert row["task_aware_accuracy"] >= row["accuracy_final"] - 1e-9
     assert row["bytes_per_task"] > 0
@@ -97,33 +97,33 @@ def test_a_method_learns_something_and_says_what_it_keeps(
         assert row["forgetting"] >= 0
 
 
-def test_retrieval_does_not_depend_on_the_order_of_tasks(episode: TaskSequence, lab_bench: PreparedStream) -> None:
+def test_retrieval_does_not_depend_on_the_order_of_tasks(sequence: TaskSequence, lab_bench: PreparedStream) -> None:
     order = [2, 0, 3, 1]
-    other = TaskSequence(tuple(episode.tasks[k] for k in order), tuple(episode.test[k] for k in order))
-    images = episode.test[1].images
+    other = TaskSequence(tuple(sequence.tasks[k] for k in order), tuple(sequence.test[k] for k in order))
+    images = sequence.test[1].images
     for name in ("intaglio_frozen", "signature_kmeans", "signature_gaussian", "signature_dpgmm", "frozen_slda"):
-        first, second = (learned(name, made, lab_bench.workshop).predict(images) for made in (episode, other))
+        first, second = (learned(name, made, lab_bench.store).predict(images) for made in (sequence, other))
         np.testing.assert_array_equal(first.task, np.array(order)[second.task])
         np.testing.assert_array_equal(first.label, second.label)
 
 
 def test_modules_that_stand_alone_are_shared_by_all_orders_and_composed_ones_are_not(
-    episode: TaskSequence, lab_bench: PreparedStream
+    sequence: TaskSequence, lab_bench: PreparedStream
 ) -> None:
-    workshop = lab_bench.workshop
-    first, second = episode.tasks[:2]
-    alone = workshop.module(second, "base", 0)
-    after = workshop.module(second, workshop.module(first, "base", 0), 0)
-    assert alone == workshop.module(second, "base", 0)
-    assert len({alone, after, workshop.module(second, "base", 1)}) == 3
+    store = lab_bench.store
+    first, second = sequence.tasks[:2]
+    alone = store.module(second, "base", 0)
+    after = store.module(second, store.module(first, "base", 0), 0)
+    assert alone == store.module(second, "base", 0)
+    assert len({alone, after, store.module(second, "base", 1)}) == 3
 
 
 def test_embeddings_under_a_module_are_the_same_after_a_reload(
-    episode: TaskSequence, lab_bench: PreparedStream
+    sequence: TaskSequence, lab_bench: PreparedStream
 ) -> None:
-    task, images = episode.tasks[0], episode.test[0].images
-    name = lab_bench.workshop.module(task, "base", 0)
-    kept = lab_bench.workshop.embed(name, images)
+    task, images = sequence.tasks[0], sequence.test[0].images
+    name = lab_bench.store.module(task, "base", 0)
+    kept = lab_bench.store.embed(name, images)
     laboratory = lab_bench.laboratory
     fresh = ModuleStore(laboratory.root, laboratory.folder, laboratory.config)
     one_by_one = np.concatenate([fresh.embed(name, images.take(np.array([row]))) for row in range(len(images))])
@@ -131,23 +131,23 @@ def test_embeddings_under_a_module_are_the_same_after_a_reload(
     assert np.abs(kept - images.h0).max() > 1e-3  # the module does something
 
 
-def test_the_lda_of_a_task_is_the_one_that_is_served(episode: TaskSequence, lab_bench: PreparedStream) -> None:
-    method = learned("intaglio_frozen", episode, lab_bench.workshop)
-    task, part = episode.tasks[0], episode.test[0]
+def test_the_lda_of_a_task_is_the_one_that_is_served(sequence: TaskSequence, lab_bench: PreparedStream) -> None:
+    method = learned("intaglio_frozen", sequence, lab_bench.store)
+    task, part = sequence.tasks[0], sequence.test[0]
     classifier = Classifier.fit(task.train.images.h0, task.train.labels, task.classes)
     expected = classifier.log_probabilities(part.images.h0).argmax(axis=1)
     np.testing.assert_array_equal(method.within(part.images, 0), expected)
 
 
-def test_a_module_is_trained_once_and_cut_to_any_rank(episode: TaskSequence, lab_bench: PreparedStream) -> None:
-    whole, images = lab_bench.workshop, episode.test[0].images
-    name = whole.module(episode.tasks[1], whole.module(episode.tasks[0], "base", 0), 0)
+def test_a_module_is_trained_once_and_cut_to_any_rank(sequence: TaskSequence, lab_bench: PreparedStream) -> None:
+    whole, images = lab_bench.store, sequence.test[0].images
+    name = whole.module(sequence.tasks[1], whole.module(sequence.tasks[0], "base", 0), 0)
     finetune = whole.config.finetune
     made, found = set((whole.folder / "modules").iterdir()), {}
     for rank in (1, finetune.max_rank):
         config = whole.config.model_copy(update={"finetune": finetune.model_copy(update={"max_rank": rank})})
         cut = ModuleStore(whole.root, whole.folder, config)
-        assert cut.module(episode.tasks[1], whole.module(episode.tasks[0], "base", 0), 0) == name
+        assert cut.module(sequence.tasks[1], whole.module(sequence.tasks[0], "base", 0), 0) == name
         found[rank] = cut.embed(name, images)
         assert cut.stored_bytes([name]) <= whole.stored_bytes([name]) * rank / finetune.max_rank + 4096
     assert {folder.name for folder in set((whole.folder / "modules").iterdir()) - made} <= {

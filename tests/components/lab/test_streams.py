@@ -131,7 +131,7 @@ def test_orders_are_permutations_and_the_first_is_declared() -> None:
 
 def test_train_validation_and_test_share_nothing_and_caps_hold(lab_bench: PreparedStream) -> None:
     for seed in range(3):
-        made = make_task_sequence(lab_bench.table, lab_bench.corpus, seed, 1, Caps(train=30, test=10))
+        made = make_task_sequence(lab_bench.table, lab_bench.embedded, seed, 1, Caps(train=30, test=10))
         test = np.concatenate([part.images.rows for part in made.test])
         for task, part in zip(made.tasks, made.test, strict=True):
             assert len(task.train) + len(task.val) <= 30
@@ -144,10 +144,12 @@ def test_train_validation_and_test_share_nothing_and_caps_hold(lab_bench: Prepar
 def test_groups_are_never_separated(lab_bench: PreparedStream) -> None:
     table = lab_bench.table.copy()
     table["group"] = table["path"].str[-7:]  # the number of an image: a "writer" of several classes
-    made = make_task_sequence(table, lab_bench.corpus, 0, 0, Caps())
+    made = make_task_sequence(table, lab_bench.embedded, 0, 0, Caps())
     writer = dict(zip(table["sha256"], table["group"], strict=True))
     for task in made.tasks:
-        groups = [{writer[lab_bench.corpus.sha256[row]] for row in part.images.rows} for part in (task.train, task.val)]
+        groups = [
+            {writer[lab_bench.embedded.sha256[row]] for row in part.images.rows} for part in (task.train, task.val)
+        ]
         assert groups[0]
         assert groups[1]
         assert not groups[0] & groups[1]

@@ -40,9 +40,9 @@ def test_few_candidates_in_all_dimensions_find_the_best_class() -> None:
 def test_images_near_their_class_are_found_in_few_dimensions() -> None:
     model = retriever(3, [2] * 400, width=64, spread=10.0)
     rng = np.random.default_rng(4)
-    drawn = rng.integers(0, len(model.owner), 300)
+    drawn = rng.integers(0, len(model.task_of_class), 300)
     whitened = model.centers[drawn] + rng.normal(size=(300, 64))
     h = (whitened @ np.linalg.inv(model.whitener)).astype(np.float32)
     found = CoarseSearch.of(model, dims=16).best_task(h, candidates=16)
     assert (found == model.scores(h).argmax(axis=1)).mean() > 0.98
-    assert (found == model.owner[drawn]).mean() == pytest.approx(1.0, abs=0.02)
+    assert (found == model.task_of_class[drawn]).mean() == pytest.approx(1.0, abs=0.02)

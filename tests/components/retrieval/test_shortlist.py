@@ -38,23 +38,23 @@ def signature(task: int, held_out: int = 60) -> Signature:
     h, labels = images(rng, task, 80)
     other, _ = images(rng, task, held_out)
     support = Support.fit(h, other, MIXTURE, 0)
-    early = Support.fit(h[:, :TRUNK], other[:, :TRUNK], MIXTURE, 0)
+    decided_by_trunk = Support.fit(h[:, :TRUNK], other[:, :TRUNK], MIXTURE, 0)
     classifier = Classifier.fit(h, labels, CLASSES)
     statistics = Statistics.fit(h, labels, CLASSES)
-    return Signature(f"t{task}", ("a", "b"), statistics, support.mixture, support, early, classifier)
+    return Signature(f"t{task}", ("a", "b"), statistics, support.mixture, support, decided_by_trunk, classifier)
 
 
 SIGNATURES = [signature(task) for task in range(5)]
 RULES = Shortlist(epsilon=0.05, cap=2, early_margin=10.0, early_p=0.1, temperature=10.0)
 
 
-def find(finder: TaskRetriever, h: np.ndarray, asked: list[int] | None = None) -> object:
+def find(task_retriever: TaskRetriever, h: np.ndarray, asked: list[int] | None = None) -> object:
     def tail(rows: np.ndarray) -> np.ndarray:
         if asked is not None:
             asked.extend(rows.tolist())
         return h[rows, TRUNK:]
 
-    return finder.find(h[:, :TRUNK], tail)
+    return task_retriever.find(h[:, :TRUNK], tail)
 
 
 def mixed(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +105,7 @@ def test_the_temperature_flattens_the_posterior_and_changes_no_choice(temperatur
     plain = find(TaskRetriever.fit(SIGNATURES, RULES.model_copy(update={"temperature": 1.0})), h)
     other = find(TaskRetriever.fit(SIGNATURES, RULES.model_copy(update={"temperature": temperature})), h)
     np.testing.assert_array_equal(other.task, plain.task)
-    np.testing.assert_array_equal(other.early, plain.early)
+    np.testing.assert_array_equal(other.decided_by_trunk, plain.decided_by_trunk)
     np.testing.assert_allclose(np.exp(other.log_posterior).sum(axis=1), 1)
     surer = np.exp(other.log_posterior).max(axis=1) - np.exp(plain.log_posterior).max(axis=1)
     assert (surer * (1 - temperature) >= -1e-9).all()
@@ -115,29 +115,29 @@ def test_only_what_the_trunk_leaves_open_pays_for_the_tail() -> None:
     h, truth = mixed()
     asked: list[int] = []
     found = find(TaskRetriever.fit(SIGNATURES, RULES), h, asked)
-    assert asked == np.flatnonzero(~found.early).tolist()
-    assert 0.5 < found.early.mean() < 1
+    assert asked == np.flatnonzero(~found.decided_by_trunk).tolist()
+    assert 0.5 < found.decided_by_trunk.mean() < 1
     assert (found.task == truth).mean() > 0.99
-    assert (found.p_value[found.early] > RULES.early_p).all()
+    assert (found.p_value[found.decided_by_trunk] > RULES.early_p).all()
 
 
 def test_the_trunk_and_all_of_h0_agree_where_the_trunk_decides() -> None:
     h, _ = mixed()
-    early = find(TaskRetriever.fit(SIGNATURES, RULES), h)
+    decided_by_trunk = find(TaskRetriever.fit(SIGNATURES, RULES), h)
     patient = find(TaskRetriever.fit(SIGNATURES, RULES.model_copy(update={"early_margin": 1e9})), h)
-    assert not patient.early.any()
-    assert (early.task == patient.task).mean() >= 0.995
+    assert not patient.decided_by_trunk.any()
+    assert (decided_by_trunk.task == patient.task).mean() >= 0.995
     np.testing.assert_allclose(np.exp(patient.log_posterior).sum(axis=1), 1)
     exact = PooledRetriever.fit([s.statistics for s in SIGNATURES]).scores(h).argmax(axis=1)
     assert (patient.task == exact).all()
 
 
 def test_an_image_of_no_task_is_unknown_and_one_of_a_task_rarely_is() -> None:
-    finder = TaskRetriever.fit(SIGNATURES, RULES)
+    task_retriever = TaskRetriever.fit(SIGNATURES, RULES)
     stranger = images(np.random.default_rng(0), 99, 200)[0]
-    assert find(finder, stranger).unknown.mean() > 0.9
+    assert find(task_retriever, stranger).unknown.mean() > 0.9
     h, _ = mixed(200)
-    assert find(finder, h).unknown.mean() <= RULES.epsilon + 0.03
+    assert find(task_retriever, h).unknown.mean() <= RULES.epsilon + 0.03
 
 
 def test_the_shortlist_holds_the_best_task_and_at_most_the_cap() -> None:
@@ -186,10 +186,10 @@ def test_coverage_of_the_shortlist_is_what_was_promised_for_twenty_held_out_imag
 
 def test_a_backbone_without_trunk_depths_asks_the_tail_for_every_image() -> None:
     h, truth = mixed()
-    finder = TaskRetriever.fit([replace(s, trunk_support=None) for s in SIGNATURES], RULES)
-    assert finder.trunk_width == 0
-    found = finder.find(h[:, :0], lambda rows: h[rows])
-    assert not found.early.any()
+    task_retriever = TaskRetriever.fit([replace(s, trunk_support=None) for s in SIGNATURES], RULES)
+    assert task_retriever.trunk_width == 0
+    found = task_retriever.find(h[:, :0], lambda rows: h[rows])
+    assert not found.decided_by_trunk.any()
     assert (found.task == truth).mean() > 0.99
 
 
@@ -203,7 +203,7 @@ def test_stored_and_read_again_it_finds_the_same(learned: Path, config: Config) 
     rng = np.random.default_rng(0)
     h = rng.normal(size=(30, fitted.full.retriever.coef.shape[1])).astype(np.float32)
     width = fitted.trunk_width
-    one, two = (finder.find(h[:, :width], lambda rows: h[rows, width:]) for finder in (served, fitted))
+    one, two = (task_retriever.find(h[:, :width], lambda rows: h[rows, width:]) for task_retriever in (served, fitted))
     assert width > 0
     np.testing.assert_array_equal(one.task, two.task)
     np.testing.assert_array_equal(one.p_value, two.p_value)

@@ -120,8 +120,8 @@ def test_scores_are_mahalanobis_distances_and_task_order_changes_nothing() -> No
     tasks = [Statistics.fit(h, labels, 3) for h, labels in parts]
     h = np.concatenate([part[0] for part in parts])
     retriever = PooledRetriever.fit(tasks)
-    freedom = 3 * (60 - 3)
-    inverse = np.linalg.inv(shrunk_covariance(sum(task.scatter for task in tasks), freedom))
+    degrees_of_freedom = 3 * (60 - 3)
+    inverse = np.linalg.inv(shrunk_covariance(sum(task.scatter for task in tasks), degrees_of_freedom))
     means = np.concatenate([task.means for task in tasks])
     delta = h[:, None, :].astype(np.float64) - means
     np.testing.assert_allclose(

@@ -69,7 +69,7 @@ def test_a_recorded_step_learns_what_one_kernel_after_the_other_does(
 def test_tokens_in_its_memory_change_nothing(
     on_gpu: Callable[..., pd.DataFrame], stream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    near = on_gpu()
+    moved_to_gpu_if_it_fits = on_gpu()
     module = sha256_file(stream / "models/modules/low/module.json")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 0))  # too full for them, and for a recording
     read: list[int] = []
@@ -77,7 +77,7 @@ def test_tokens_in_its_memory_change_nothing(
     monkeypatch.setattr(Tokens, "__getitem__", lambda self, rows: read.append(1) or get(self, rows))
     far = on_gpu()
     assert len(read) > 10
-    np.testing.assert_allclose(near["train_loss"], far["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(moved_to_gpu_if_it_fits["train_loss"], far["train_loss"], rtol=1e-4)
     assert sha256_file(stream / "models/modules/low/module.json") == module
 
 
@@ -89,11 +89,11 @@ def test_too_little_memory_is_met_by_smaller_parts(
     loss_of, full = loop._loss, 16
 
     def crowded(
-        lesson: loop.TrainingJob, head: torch.nn.Linear, tokens: torch.Tensor, labels: torch.Tensor
+        job: loop.TrainingJob, head: torch.nn.Linear, tokens: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         if len(labels) > full // 4:
             torch.empty(2**50, dtype=torch.uint8, device="cuda")  # a real refusal of the allocator
-        return loss_of(lesson, head, tokens, labels)
+        return loss_of(job, head, tokens, labels)
 
     monkeypatch.setattr(loop, "_loss", crowded)
     parts = on_gpu()
