@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -98,40 +97,6 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     The aspect ratio is not kept, so that nothing is cropped away.
     """
     return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """All files under `folder` with an image's suffix, at any depth, sorted by their posix path.
-
-    Hidden files and folders are left out, and links to folders are not followed.
-    """
-    return list(walk_images(folder))
-
-
-def walk_images(folder: Path) -> Iterator[Path]:
-    """As `image_files`, folder by folder: in memory are only the names in the folders on the way to the next file."""
-    for name in _names(folder):
-        if name.endswith("/"):
-            yield from walk_images(folder / name)
-        else:
-            yield folder / name
-
-
-def _names(folder: Path) -> list[str]:
-    """Images and folders, these with a "/": so sorted, a walk over the tree is sorted by posix path too."""
-    try:
-        with os.scandir(folder) as found:
-            entries = (entry for entry in found if not entry.name.startswith("."))
-            return sorted(name for entry in entries if (name := _walked_name(entry)))
-    except OSError:  # a folder that may not be read holds no images for us
-        return []
-
-
-def _walked_name(entry: os.DirEntry[str]) -> str:
-    if entry.is_dir(follow_symlinks=False):
-        return f"{entry.name}/"
-    is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()  # noqa: PTH122 - a name
-    return entry.name if is_image else ""
 
 
 def _content(source: Path | bytes, limits: Limits) -> bytes:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.data.images import walk_images
+from components.data.image_folder import walk_images
 from components.errors import IntaglioError
 
 STDIN = "-"

@@ -1,6 +1,7 @@
-"""Where a stream's images come from: zips and folders laid out as [<split>/]<class>/<file>.
+"""Where a stream's images come from: folders, and zips that are laid out like them.
 
-A zip's members are read one by one, bounded in size; their names never become paths.
+Both are read by the rules of components/data/image_folder.py. A zip's members are read one by one, bounded in size;
+their names never become paths.
 """
 
 from __future__ import annotations
@@ -10,104 +11,115 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from components.data.images import IMAGE_SUFFIXES, image_files
+from components.data.image_folder import FoundImage, ImageFolder, parse_image_folder, read_image_folder
 from components.errors import IntaglioError
 from components.lab.stream import TaskSpec
 
 _TEST_SHARE = 0.25  # of a source without a test split of its own
 
 
+Read = Callable[[], bytes]
+
+
 @dataclass(frozen=True)
 class Item:
-    """One image of a source, not yet read. `group`: what it may not be separated from; `name`: unique in its class."""
+    """One image of a source, not yet read.
+
+    Attributes:
+        label: its class.
+        split: train or test; a given split for validation counts as training.
+        name: unique in its class.
+        group: what the image may not be separated from, such as a writer.
+        read: returns the file's content.
+    """
 
     label: str
     split: str
     name: str
     group: str
-    read: Callable[[], bytes]
+    read: Read
 
     @property
     def draw(self) -> bytes:
-        """A number for ordering that depends on nothing but the image's name."""
+        """Return a key for sorting that depends on nothing but the image's name."""
         return hashlib.sha256(f"{self.label}|{self.name}".encode()).digest()
 
 
 def list_source(task: TaskSpec, folders: Sequence[Path], max_bytes: int) -> list[Item]:
-    """The images of a task's source, sorted by class and name.
+    """List the images of a task's source, by the rules of components/data/image_folder.py; sorted by class and name.
+
+    Args:
+        task: names the source, a folder in it, and what belongs together.
+        folders: searched in turn for the source.
+        max_bytes: of a zip's member, bytes; more is not read.
 
     Raises:
-        IntaglioError: it is in none of the data folders, not a readable zip, or holds no images where they should be.
+        IntaglioError: it is in none of the data folders, not a readable zip, or not laid out by the rules.
     """
-    where, found = _find(task.source, folders)
-    members = _zip_members(where, max_bytes) if found == "zip" else _folder_members(where)
+    where, is_zip = _find(task.source, folders)
+    found, reader = _read_zip(where, task.folder, max_bytes) if is_zip else _read_folder(where / task.folder)
     pattern = re.compile(task.group) if task.group else None
-    items = [item for name, read in members if (item := _item(name, read, task.folder, pattern))]
-    if not items:
-        raise IntaglioError(f"{where}: no images under {task.folder or '.'}/[<split>/]<class>/; see docs/laboratory.md")
+    items = [_item(image, reader(image.path), pattern) for image in found.images]
     return sorted(items, key=lambda item: (item.label, item.name))
 
 
-def _find(source: str, folders: Sequence[Path]) -> tuple[Path, str]:
+def _find(source: str, folders: Sequence[Path]) -> tuple[Path, bool]:
+    """Return where a source lies, and whether it is a zip."""
     for folder in folders:
         if (path := folder / f"{source}.zip").is_file():
-            return path, "zip"
+            return path, True
         if (path := folder / source).is_dir():
-            return path, "folder"
+            return path, False
     places = ", ".join(map(str, folders)) or "no folder"
     raise IntaglioError(
         f"source {source!r}: neither {source}.zip nor {source}/ in {places}; use --data or INTAGLIO_DATA"
     )
 
 
-Member = tuple[PurePosixPath, Callable[[], bytes]]
+def _read_folder(folder: Path) -> tuple[ImageFolder, Callable[[str], Read]]:
+    return read_image_folder(folder), lambda path: (folder / path).read_bytes
 
 
-def _folder_members(folder: Path) -> list[Member]:
-    return [(PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes) for path in image_files(folder)]
-
-
-def _zip_members(path: Path, max_bytes: int) -> list[Member]:
+def _read_zip(path: Path, folder: str, max_bytes: int) -> tuple[ImageFolder, Callable[[str], Read]]:
     try:
         archive = zipfile.ZipFile(path)  # closed with the last reader: opening it for each image would take minutes
     except (zipfile.BadZipFile, OSError) as error:
         raise IntaglioError(f"{path}: not a readable zip file ({error})") from None
-    infos = [info for info in archive.infolist() if not info.is_dir()]
-    return [(PurePosixPath(info.filename), _reader(archive, info, max_bytes)) for info in infos]
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = PurePosixPath(info.filename)
+        if ".." in name.parts or name == PurePosixPath(folder) or not name.is_relative_to(folder):
+            continue  # it leads out of the folder, or is none of it
+        relative = f"{name.relative_to(folder)}{'/' if info.is_dir() else ''}"
+        if relative in members and not info.is_dir():
+            raise IntaglioError(f"{path}: {info.filename} is in it twice; pack it anew")
+        members[relative] = info
+    where = f"{path}/{folder}" if folder else str(path)
+    return parse_image_folder(where, members), lambda name: partial(_read_member, archive, members[name], max_bytes)
 
 
-def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> Callable[[], bytes]:
-    def read() -> bytes:
-        try:
-            with archive.open(info) as member:
-                content = member.read(max_bytes + 1)
-        except (zipfile.BadZipFile, RuntimeError, OSError) as error:
-            raise IntaglioError(f"{archive.filename}: {info.filename}: cannot be read ({error})") from None
-        if len(content) > max_bytes:
-            raise IntaglioError(f"{archive.filename}: {info.filename}: more than data.max_bytes allows ({max_bytes})")
-        return content
-
-    return read
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
+    try:
+        with archive.open(info) as member:
+            content = member.read(max_bytes + 1)
+    except (zipfile.BadZipFile, RuntimeError, OSError) as error:
+        raise IntaglioError(f"{archive.filename}: {info.filename}: cannot be read ({error})") from None
+    if len(content) > max_bytes:
+        raise IntaglioError(f"{archive.filename}: {info.filename}: more than data.max_bytes allows ({max_bytes})")
+    return content
 
 
-def _item(name: PurePosixPath, read: Callable[[], bytes], folder: str, pattern: re.Pattern[str] | None) -> Item | None:
-    parts = name.parts
-    prefix = PurePosixPath(folder).parts
-    if ".." in parts or name.is_absolute() or parts[: len(prefix)] != prefix:
-        return None
-    parts = parts[len(prefix) :]
-    if name.suffix.lower() not in IMAGE_SUFFIXES or len(parts) not in (2, 3) or any(p.startswith(".") for p in parts):
-        return None
-    *split, label, file = parts
-    if split and split[0] not in ("train", "val", "test"):
-        return None
-    match = pattern.search(name.stem) if pattern else None
-    group = match.group(1) if match else f"{label}/{'/'.join(split)}/{file}"
-    if split:
-        part = "test" if split[0] == "test" else "train"
+def _item(image: FoundImage, read: Read, pattern: re.Pattern[str] | None) -> Item:
+    parts = image.path.split("/")
+    split, inside = (parts[:1], parts[2:]) if image.split else ([], parts[1:])
+    match = pattern.search(PurePosixPath(image.path).stem) if pattern else None
+    group = match.group(1) if match else f"{image.label}/{'/'.join(split)}/{'/'.join(inside)}"
+    if image.split:
+        part = "test" if image.split == "test" else "train"
     else:
         number = int.from_bytes(hashlib.sha256(f"test|{group}".encode()).digest()[:6], "big") / 2**48
         part = "test" if number < _TEST_SHARE else "train"
-    return Item(label, part, "_".join([*split, file]), group, read)
+    return Item(image.label, part, "_".join([*split, *inside]), group, read)

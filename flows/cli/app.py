@@ -280,9 +280,8 @@ def add(
     from flows.tasks.add_task import add_task
 
     added = add_task(find_root(), name, folder, params, new_stream)
-    contents = f"{len(added.classes)} classes, {added.images} images"
     place = "begins a new stream" if new_stream else f"follows {added.previous}"
-    print(f"task {added.name} {place}: {contents} in {added.folder}")
+    print(f"task {added.name} {place}: {added.contents.summary} in {added.folder}")
     only = "" if new_stream else " does only this task's stages and the shared ones at the end"
     print(f"next: `intaglio run`{only}")
 

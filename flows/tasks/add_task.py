@@ -12,24 +12,21 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from components.config import BASE, TASK_NAME, Task
-from components.data.images import IMAGE_SUFFIXES
+from components.data.image_folder import ImageFolder, read_image_folder
 from components.errors import IntaglioError
 from components.io import atomic_file
 from components.params import load_config
 from flows.tasks.preflight import FETCHED
 
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
 class AddedTask:
-    """What was appended: `folder` as it stands in params.yaml, the classes found and the number of image files."""
+    """What was appended: `folder` as it stands in params.yaml, and what was found in it."""
 
     name: str
     folder: str
     previous: str
-    classes: tuple[str, ...]
-    images: int
+    contents: ImageFolder
 
 
 def add_task(root: Path, name: str, folder: Path, params: Path | None = None, first: bool = False) -> AddedTask:
@@ -38,7 +35,7 @@ def add_task(root: Path, name: str, folder: Path, params: Path | None = None, fi
     Args:
         root: the project's folder.
         name: the task's name.
-        folder: one folder of images per class, or `train`, `val` and `test` with such folders in each.
+        folder: read by the rules of components/data/image_folder.py, so that `ingest` will accept it too.
         params: the file to change; default `root/params.yaml`.
         first: begin a new stream with it, in place of all tasks that the file names.
 
@@ -51,11 +48,11 @@ def add_task(root: Path, name: str, folder: Path, params: Path | None = None, fi
     known = {} if first else config.stream.tasks
     _check_name(params, known, name)
     _check_folder(root, known, folder)
-    classes = _count_images(folder)
+    contents = read_image_folder(folder)
     recorded = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
     previous = BASE if first else config.tasks[-1]
     _append(params, name, recorded, previous)
-    return AddedTask(name, recorded, previous, tuple(sorted(classes)), sum(classes.values()))
+    return AddedTask(name, recorded, previous, contents)
 
 
 def _check_name(params: Path, known: Mapping[str, Task], name: str) -> None:
@@ -68,10 +65,6 @@ def _check_name(params: Path, known: Mapping[str, Task], name: str) -> None:
 
 
 def _check_folder(root: Path, known: Mapping[str, Task], folder: Path) -> None:
-    if not folder.exists():
-        raise IntaglioError(f"{folder}: folder not found")
-    if not folder.is_dir():
-        raise IntaglioError(f"{folder}: not a folder; expected one folder of images per class inside it")
     if folder.is_relative_to(root / FETCHED):
         raise IntaglioError(f"{folder}: {FETCHED} is rewritten by the stage `fetch`; keep your images elsewhere")
     if root.is_relative_to(folder):
@@ -79,30 +72,6 @@ def _check_folder(root: Path, known: Mapping[str, Task], folder: Path) -> None:
     for task, settings in known.items():
         if (root / settings.folder).resolve() == folder:
             raise IntaglioError(f"{folder}: is already the folder of task {task!r}")
-
-
-def _count_images(folder: Path) -> dict[str, int]:
-    """Image files per class, over all splits if the folder has them."""
-    inside = _folders(folder)
-    splits = [path for path in inside if path.name in SPLITS]
-    stray = [path.name for path in inside if path.name not in SPLITS]
-    if splits and stray:
-        raise IntaglioError(f"{folder}: has both splits and other folders ({', '.join(stray)}); move one kind away")
-    counts: dict[str, int] = {}
-    for path in (path for split in splits for path in _folders(split)) if splits else inside:
-        images = sum(1 for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        counts[path.name] = counts.get(path.name, 0) + images
-    if len(counts) < 2:
-        raise IntaglioError(f"{folder}: found {len(counts)} class folders; expected at least 2, one per class")
-    empty = [name for name, images in counts.items() if not images]
-    if empty:
-        kinds = " ".join(sorted(IMAGE_SUFFIXES))
-        raise IntaglioError(f"{folder}: no images in class {', '.join(empty)}; expected files such as {kinds}")
-    return counts
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 _NULL = "tag:yaml.org,2002:null"

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.data.images import ImageError, Limits, image_files, open_image, probe, to_square
+from components.data.images import ImageError, Limits, open_image, probe, to_square
 from components.errors import IntaglioError
 from components.io import sha256_bytes
 from components.params import load_config
@@ -222,13 +222,14 @@ def test_probe_keeps_the_claimed_size_of_what_it_refuses(tmp_path: Path) -> None
 
 
 def test_threads_leave_the_warning_filters_alone(tmp_path: Path) -> None:
-    for number in range(40):
-        (tmp_path / f"{number}.png").write_bytes(png_header(10_000, 10_000))  # each one makes Pillow warn
+    paths = [tmp_path / f"{number}.png" for number in range(40)]
+    for path in paths:
+        path.write_bytes(png_header(10_000, 10_000))  # each one makes Pillow warn
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         before = list(warnings.filters)
         with ThreadPoolExecutor(8) as pool:
-            facts = list(pool.map(lambda path: probe(path, LIMITS), image_files(tmp_path)))
+            facts = list(pool.map(lambda path: probe(path, LIMITS), paths))
         assert list(warnings.filters) == before
     assert [fact.readable for fact in facts] == [False] * 40
     assert caught == []
@@ -247,15 +248,6 @@ def test_to_square_keeps_the_whole_image() -> None:
 def test_to_square_averages_what_it_shrinks() -> None:
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     assert np.abs(to_square(Image.fromarray(board), 8).astype(int) - 127).max() <= 2
-
-
-def test_image_files_are_sorted_and_visible(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "deep/c.webp", ".hidden.png", ".cache/d.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    assert image_files(tmp_path) == [tmp_path / "a.jpg", tmp_path / "b.PNG", tmp_path / "deep/c.webp"]
 
 
 def test_limits_come_from_the_configuration() -> None:

@@ -1,22 +1,22 @@
-"""From a folder of images to a manifest: layouts, splits, and folders that are refused."""
+"""From a folder of images to a manifest: its rows and its splits."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from folder_shapes import ACCEPTED, build
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from components.config import Config, Stream, Task
 from components.data import expectations
+from components.data.image_folder import read_image_folder
 from components.data.manifest import COLUMNS, SPLITS, assign_splits, ingest, read_manifest, split_of
 from components.errors import IntaglioError
 from components.io import sha256_file
@@ -107,12 +107,13 @@ def test_unreadable_images_stay_with_their_error(tmp_path: Path, pets: Path, con
     assert len(readable) == 20
 
 
-def test_hidden_and_other_files_are_left_out(tmp_path: Path, pets: Path, config: Config) -> None:
+def test_hidden_and_other_files_are_left_out(tmp_path: Path, pets: Path, config: Config, capsys) -> None:  # type: ignore[no-untyped-def]
     before = table(tmp_path, config)
-    for name in (".hidden.png", "cat/.hidden.png", "cat/notes.txt", "LICENSE.md", ".cache/x.png"):
-        (pets / name).parent.mkdir(exist_ok=True)
+    for name in (".hidden.png", "cat/.hidden.png", "cat/notes.txt", "LICENSE.md", ".cache/x.png", "__MACOSX/cat/x.png"):
+        (pets / name).parent.mkdir(exist_ok=True, parents=True)
         (pets / name).write_text("x")
     pd.testing.assert_frame_equal(table(tmp_path, config), before)
+    assert f"pets: 2 classes, 20 images (4 hidden or system files skipped) in {pets}" in capsys.readouterr().out
 
 
 def test_split_of_refuses_unknown_splits() -> None:
@@ -148,114 +149,21 @@ def test_train_alone_is_carved_into_all(tmp_path: Path, config: Config) -> None:
     assert set(table(tmp_path, config)["split"]) == set(SPLITS)
 
 
-def test_a_class_may_be_called_train(tmp_path: Path, config: Config) -> None:
-    for label in ("train", "car"):
-        fill(tmp_path / "pets" / label)
+@pytest.mark.parametrize("shape", ACCEPTED)
+def test_a_manifest_lists_the_images_that_the_parser_finds(shape: str, tmp_path: Path, config: Config) -> None:
+    folder = read_image_folder(build(tmp_path / "pets", ACCEPTED[shape]))
     manifest = table(tmp_path, config)
-    assert set(manifest["label"]) == {"train", "car"}
-    assert set(manifest["split"]) == set(SPLITS)
+    assert [(row.path, row.label) for row in manifest.itertuples()] == [(i.path, i.label) for i in folder.images]
+    given_splits = {image.path: image.split for image in folder.images if image.split not in ("", "train")}
+    for row in manifest.itertuples():
+        assert row.split == given_splits.get(row.path, row.split)
 
 
-def test_links_inside_the_folder_are_followed(tmp_path: Path, pets: Path, config: Config) -> None:
-    (pets / "cat/link.png").symlink_to(pets / "dog/000.png")
-    assert "cat/link.png" in set(table(tmp_path, config)["path"])
-
-
-def test_a_linked_task_folder_is_the_folder(tmp_path: Path, pets: Path, config: Config) -> None:
-    pets.rename(tmp_path / "elsewhere")
-    pets.symlink_to(tmp_path / "elsewhere")
-    assert len(table(tmp_path, config)) == 20
-
-
-def break_missing(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def break_no_classes(folder: Path) -> None:
-    for child in folder.iterdir():
-        shutil.rmtree(child)
-
-
-def break_empty_class(folder: Path) -> None:
-    (folder / "bird").mkdir()
-    (folder / "bird/readme.txt").touch()
-
-
-def break_loose(folder: Path) -> None:
-    paint(folder / "loose.png", 1)
-
-
-def break_mixed(folder: Path) -> None:
-    layout(folder, "train")
-
-
-def break_no_train(folder: Path) -> None:
-    break_no_classes(folder)
-    layout(folder, "test", "val")
-
-
-def break_stranger(folder: Path) -> None:
-    break_no_classes(folder)
-    layout(folder, "train", "test")
-    fill(folder / "test/bird")
-
-
-def break_loose_in_split(folder: Path) -> None:
-    break_no_classes(folder)
-    layout(folder, "train")
-    paint(folder / "train/loose.png", 1)
-
-
-def break_loose_beside_splits(folder: Path) -> None:
-    break_no_classes(folder)
-    layout(folder, "train")
-    paint(folder / "loose.png", 1)
-
-
-def break_link(folder: Path) -> None:
-    paint(folder.parent / "secret.png", 1)
-    (folder / "cat/link.png").symlink_to(folder.parent / "secret.png")
-
-
-def break_name(folder: Path) -> None:
-    (folder / "cat/000.png").rename(folder / "cat/new\nline.png")
-
-
-def break_encoding(folder: Path) -> None:
-    (folder / "cat/000.png").rename(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png"))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (break_missing, "pets: no such folder; expected one folder per class in it"),
-        (break_no_classes, "no class folders; expected one folder of images per class"),
-        (break_empty_class, "no images in class bird; add images .* or remove the folder"),
-        (break_loose, r"images beside the class folders \(loose.png\); move each into its class"),
-        (break_mixed, r"split folders \(train\) stand beside other folders \(cat, dog\)"),
-        (break_no_train, "there is test, val but no train/ folder"),
-        (break_stranger, "class bird is in test/ but not in train/"),
-        (break_loose_in_split, r"train: images beside the class folders \(loose.png\)"),
-        (break_loose_beside_splits, r"pets: images beside the class folders \(loose.png\)"),
-        (break_link, "link.png: a link that leaves .*; copy the image instead"),
-        (break_name, "the name has characters that cannot be printed; rename it"),
-        (break_encoding, "the name has characters that cannot be printed; rename it"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_wrong_folders_give_one_clear_line(damage, message: str, tmp_path: Path, pets: Path, config: Config) -> None:  # type: ignore[no-untyped-def]
-    damage(pets)
-    with pytest.raises(IntaglioError, match=message) as caught:
-        ingest(tmp_path, config, "pets")
-    assert "\n" not in str(caught.value)
-    str(caught.value).encode()
-
-
-def test_many_names_are_shortened(tmp_path: Path, pets: Path, config: Config) -> None:
-    for number in range(5):
-        (pets / f"empty{number}").mkdir()
-    with pytest.raises(IntaglioError, match="no images in class empty0, empty1, empty2 and 2 more;"):
-        ingest(tmp_path, config, "pets")
+def test_splits_are_called_the_same_whatever_their_folders_are_called(tmp_path: Path, config: Config) -> None:
+    layout(tmp_path / "pets", "Train", "Valid", "TESTING")
+    manifest = table(tmp_path, config)
+    names = {"Train": "train", "Valid": "val", "TESTING": "test"}
+    assert [names[path.split("/")[0]] for path in manifest["path"]] == list(manifest["split"])
 
 
 def test_an_unknown_task_lists_the_known_ones(tmp_path: Path, config: Config) -> None:
@@ -268,11 +176,12 @@ def test_a_missing_manifest_names_the_file(tmp_path: Path) -> None:
         read_manifest(tmp_path, "pets")
 
 
-def test_progress_is_visible(tmp_path: Path, pets: Path, config: Config, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("components.data.manifest._PROGRESS", 8)
+def test_progress_is_visible(tmp_path: Path, pets: Path, config: Config, capsys) -> None:  # type: ignore[no-untyped-def]
+    for number in range(2000):
+        (pets / f"cat/again{number}.png").hardlink_to(pets / "cat/000.png")
     ingest(tmp_path, config, "pets")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:3] == ["ingest pets: 8/20 images", "ingest pets: 16/20 images"]
+    assert lines[1:3] == ["ingest pets: 1000/2020 images", "ingest pets: 2000/2020 images"]
 
 
 def test_validation_repeats_the_manifest_s_names() -> None:

@@ -106,7 +106,7 @@ def test_many_classes_of_few_images(bench: Bench) -> None:
 
 def test_one_class_is_refused_before_anything_is_learned(bench: Bench) -> None:
     bench.images({"": 12}, classes=1)
-    with pytest.raises(IntaglioError, match=r"odd: fewer than two classes \(found: 1\); add a class folder"):
+    with pytest.raises(IntaglioError, match=r"odd: one class folder \(class_00000\); expected at least two"):
         bench.learn()
     assert not (bench.root / "models/modules/odd").exists()
 

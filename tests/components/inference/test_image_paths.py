@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.data.images import image_files
+from components.data.image_folder import walk_images
 from components.errors import IntaglioError
 from components.inference.image_paths import STDIN, Inputs, as_text, listed_paths
 
@@ -58,7 +58,7 @@ def test_what_leads_to_no_image_comes_back_to_get_its_error(folder: Path) -> Non
 def test_links_to_folders_are_not_followed_and_an_unreadable_folder_is_empty(folder: Path) -> None:
     (folder / "in" / "loop").symlink_to(folder / "in", target_is_directory=True)
     assert len(list(Inputs(("in",)))) == 4
-    assert image_files(folder / "in" / "b.png") == []
+    assert list(walk_images(folder / "in" / "b.png")) == []
 
 
 @given(st.sets(st.lists(st.sampled_from(["a", "a.b", "a-", "B", "é"]), min_size=1, max_size=3).map(tuple), max_size=8))
@@ -68,7 +68,7 @@ def test_a_walk_is_sorted_by_posix_path(tmp_path_factory: pytest.TempPathFactory
         file = root.joinpath(*parts[:-1], f"{parts[-1]}.png")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    found = [path.relative_to(root).as_posix() for path in image_files(root)]
+    found = [path.relative_to(root).as_posix() for path in walk_images(root)]
     assert found == sorted("/".join(parts) + ".png" for parts in names)
 
 

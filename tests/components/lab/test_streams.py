@@ -14,8 +14,7 @@ from components.errors import IntaglioError
 from components.io import write_text
 from components.lab.build import build_stream
 from components.lab.grid import PreparedStream
-from components.lab.sources import list_source
-from components.lab.stream import TaskSpec, known_streams, load_stream
+from components.lab.stream import known_streams, load_stream
 from components.lab.task_sequence import Caps, make_task_sequence, task_order
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=100_000, min_side=8)
@@ -46,11 +45,9 @@ def test_a_wrong_declaration_is_named(tmp_path: Path, text: str, message: str) -
         load_stream(str(tmp_path / "mine.yaml"))
 
 
-def test_an_unknown_stream_or_source_lists_what_there_is(project: Path, tmp_path: Path) -> None:
+def test_an_unknown_stream_lists_what_there_is() -> None:
     with pytest.raises(IntaglioError, match=r"known: .*shift"):
         load_stream("shfit")
-    with pytest.raises(IntaglioError, match=r"neither nothing\.zip nor nothing/ in"):
-        list_source(TaskSpec(source="nothing"), [tmp_path], 100)
 
 
 def test_a_built_stream_has_its_tasks_splits_and_styles(lab_bench: PreparedStream) -> None:
@@ -72,42 +69,6 @@ def test_building_again_reads_what_is_there_and_a_changed_declaration_builds_ane
     write_text(tmp_path / "small.yaml", (project / "small.yaml").read_text().replace("200", "20"))
     fewer = build_stream(load_stream(str(tmp_path / "small.yaml")), [project / "zips"], tmp_path / "out", LIMITS)
     assert (fewer["split"] == "train").sum() < (first["split"] == "train").sum()
-
-
-def test_a_folder_is_a_source_like_a_zip(project: Path, tmp_path: Path) -> None:
-    shutil.unpack_archive(project / "zips" / "digits.zip", tmp_path / "digits")
-    spec = TaskSpec(source="digits")
-    from_zip = [(i.label, i.split, i.name, i.read()) for i in list_source(spec, [project / "zips"], 10**6)]
-    from_folder = [(i.label, i.split, i.name, i.read()) for i in list_source(spec, [tmp_path], 10**6)]
-    assert from_zip == from_folder
-
-
-def test_a_hostile_zip_writes_nothing_outside_and_no_bomb_is_read(tmp_path: Path, project: Path) -> None:
-    with zipfile.ZipFile(project / "zips" / "digits.zip") as good:
-        image = good.read(good.namelist()[0])
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in (
-            "../../escape.png",
-            "/train/a/absolute.png",
-            "train/../../x.png",
-            "train/.hidden/y.png",
-            "readme.txt",
-        ):
-            archive.writestr(name, image)
-        archive.writestr("train/a b/../c.png", image)
-        for number in range(6):
-            archive.writestr(f"train/a b/{number}.png", image)
-    assert {item.name for item in list_source(TaskSpec(source="bad"), [tmp_path], 10**6)} == {
-        f"train_{number}.png" for number in range(6)
-    }
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("train/a/big.png", b"\0" * 10_000_000)
-    (item,) = list_source(TaskSpec(source="bomb"), [tmp_path], 1000)
-    with pytest.raises(IntaglioError, match=r"more than data\.max_bytes"):
-        item.read()
-    (tmp_path / "rubbish.zip").write_bytes(b"no zip")
-    with pytest.raises(IntaglioError, match="not a readable zip"):
-        list_source(TaskSpec(source="rubbish"), [tmp_path], 1000)
 
 
 def test_an_interrupted_build_leaves_no_half_stream(project: Path, tmp_path: Path) -> None:

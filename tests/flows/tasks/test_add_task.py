@@ -6,8 +6,11 @@ import difflib
 from pathlib import Path
 
 import pytest
+from folder_shapes import ACCEPTED, REFUSED, build
 from synthetic import REPOSITORY
 
+from components.config import Stream, Task
+from components.data.manifest import ingest, read_manifest
 from components.errors import IntaglioError
 from components.params import load_config
 from flows.tasks.add_task import add_task
@@ -37,7 +40,8 @@ def test_one_line_is_added_and_nothing_else_changes(root: Path) -> None:
     after = (root / "params.yaml").read_text()
     changes = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
     assert changes == [f"+     birds: {{folder: my birds, previous: {last}}}"]
-    assert (added.folder, added.previous, added.classes, added.images) == ("my birds", last, ("crow", "owl"), 6)
+    assert (added.folder, added.previous) == ("my birds", last)
+    assert (added.contents.classes, len(added.contents.images)) == (("crow", "owl"), 6)
     assert load_config(root / "params.yaml").tasks[-1] == "birds"
     assert list(root.glob(".params*")) == []
 
@@ -72,7 +76,7 @@ def test_split_folders_count_each_class_once(root: Path, tmp_path: Path) -> None
     images(tmp_path / "s" / "test", "a", "b")
     (tmp_path / "s" / ".cache").mkdir()
     added = add_task(root, "split", tmp_path / "s")
-    assert (added.classes, added.images) == (("a", "b"), 12)
+    assert added.contents.summary == "2 classes, 12 images (1 hidden or system files skipped)"
 
 
 def test_another_params_file(root: Path, tmp_path: Path) -> None:
@@ -98,20 +102,20 @@ def test_what_will_not_do_leaves_params_alone(root: Path, tmp_path: Path) -> Non
     one = images(tmp_path / "one", "only")
     empty = images(tmp_path / "empty", "a", "b")
     (empty / "c").mkdir()
-    mixed = images(tmp_path / "mixed", "train", "a", "b")
+    mixed = images(tmp_path / "mixed", "train/a", "a", "b")
     add_task(root, "taken", good)
     before = (root / "params.yaml").read_text()
     for name, folder, message in [
         ("taken", one, "already in"),
         ("base", one, "stands for the frozen backbone"),
-        ("birds", tmp_path / "nowhere", "folder not found"),
+        ("birds", tmp_path / "nowhere", "no such folder"),
         ("birds", file, "not a folder"),
         ("birds", root / "data" / "raw" / "x", "rewritten by the stage `fetch`"),
         ("birds", tmp_path, "holds the project itself"),
         ("birds", good, "already the folder of task 'taken'"),
-        ("birds", one, "found 1 class folders"),
+        ("birds", one, r"one class folder \(only\)"),
         ("birds", empty, "no images in class c"),
-        ("birds", mixed, "both splits and other folders"),
+        ("birds", mixed, "split folders .* stand beside other folders"),
     ]:
         with pytest.raises(IntaglioError, match=message) as caught:
             add_task(root, name, folder)
@@ -124,3 +128,26 @@ def test_a_broken_params_file_is_not_touched(root: Path, tmp_path: Path) -> None
     with pytest.raises(IntaglioError):
         add_task(root, "birds", images(tmp_path / "b", "crow", "owl"))
     assert (root / "params.yaml").read_text() == "seed: 0\n"
+
+
+@pytest.mark.parametrize("shape", [*ACCEPTED, *REFUSED])
+def test_what_ingest_would_refuse_is_refused_at_once_with_the_same_words(shape: str, root: Path) -> None:
+    entries = ACCEPTED[shape] if shape in ACCEPTED else REFUSED[shape][0]
+    folder = build(root / "images" / "pets", entries)
+    config = load_config(root / "params.yaml")
+    config = config.model_copy(update={"stream": Stream(tasks={"pets": Task(folder="images/pets", previous="base")})})
+    before = (root / "params.yaml").read_text()
+    refusals = {"ingest": "", "task add": ""}
+    try:
+        ingest(root, config, "pets")
+    except IntaglioError as error:
+        refusals["ingest"] = str(error)
+    try:
+        added = add_task(root, "pets", folder)
+    except IntaglioError as error:
+        refusals["task add"] = str(error)
+        assert (root / "params.yaml").read_text() == before
+    else:
+        assert [image.path for image in added.contents.images] == list(read_manifest(root, "pets")["path"])
+    assert refusals["task add"] == refusals["ingest"]
+    assert bool(refusals["ingest"]) == (shape in REFUSED)
