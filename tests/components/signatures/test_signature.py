@@ -45,7 +45,7 @@ def test_the_mixture_is_a_density_on_the_whole_space(config: Config) -> None:
     expected = np.zeros(len(h))
     for weight, mean, variance in zip(mixture.weights, mixture.centroids, mixture.variances, strict=True):
         covariance = mixture.axes.T @ np.diag(variance) @ mixture.axes + mixture.noise * outside
-        # Outside the axes the mixture knows no means of its own: it is centred there.
+        # Outside the axes every component has the mean of all embeddings.
         expected += weight * multivariate_normal(mean, covariance).pdf(h.astype(np.float64))
     np.testing.assert_allclose(mixture.log_density(h), np.log(expected), atol=1e-6)
 
@@ -170,12 +170,12 @@ def test_a_classifier_reads_the_coordinates_that_it_was_fitted_on_the_last_ones(
     )
 
 
-def test_two_witnesses_are_heard_as_one_geometric_mean() -> None:
+def test_averaged_logits_are_a_geometric_mean_of_probabilities() -> None:
     h, labels = clusters(7, 3, 30, 8)
     classifier = Classifier.fit(h, labels, 3)
     frozen = np.random.default_rng(0).normal(size=(len(h), 3)) * 10
     expected = np.exp((classifier.discriminants(h) + frozen) / 2)
-    found = np.exp(classifier.log_probabilities(h, frozen + 7.0))  # a constant per image says nothing
+    found = np.exp(classifier.log_probabilities(h, frozen + 7.0))  # a constant per image changes no probability
     np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-12)
     same = classifier.log_probabilities(h, classifier.discriminants(h))
     np.testing.assert_allclose(same, classifier.log_probabilities(h), atol=1e-9)
@@ -232,7 +232,7 @@ def test_a_mixture_that_was_stored_with_half_precision_axes_is_still_read(learne
 @given(st.integers(0, 1000), st.floats(-25, 25))
 def test_rounded_coefficients_lose_little_and_only_once(seed: int, magnitude: float) -> None:
     random = np.random.default_rng(seed)
-    # As embeddings are: far from the origin, and near each other.
+    # Like embeddings: far from the origin, and near each other.
     h = (30 * random.normal(size=200) + random.normal(size=(50, 200))).astype(np.float32)
     coef = 2.0**magnitude * random.normal(size=(5, 200))
     exact = Classifier(coef, random.normal(size=5) * 2.0**magnitude, 1.0)
@@ -258,8 +258,8 @@ def test_a_classifier_is_stored_as_it_was_rounded_and_old_ones_are_read(learned:
     del arrays["coef_unit"]
     write_arrays(tmp_path / "classifier.safetensors", arrays | {"coef": found.coef.astype(np.float32)})
     np.testing.assert_allclose(read_classifier(tmp_path).coef, found.coef, rtol=1e-6)
-    silent = Classifier(np.zeros((2, 3)), np.zeros(2), 1.0)
-    assert silent.rounded(np.ones(3)).coef.tolist() == silent.coef.tolist()
+    flat = Classifier(np.zeros((2, 3)), np.zeros(2), 1.0)
+    assert flat.rounded(np.ones(3)).coef.tolist() == flat.coef.tolist()
 
 
 def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(centroids["centroids"], signature.mixture.centroids.astype(np.float16))
 
 
-def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Path, config: Config) -> None:
+def test_fitting_a_signature_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Path, config: Config) -> None:
     folder = learned / "models/signatures/middle"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(learned / "images/low")
@@ -290,5 +290,5 @@ def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Pat
 
 
 def test_a_missing_signature_is_named(tmp_path: Path) -> None:
-    with pytest.raises(IntaglioError, match=r"nobody/signature.json: file not found"):
-        read_signature(tmp_path, "nobody")
+    with pytest.raises(IntaglioError, match=r"absent/signature.json: file not found"):
+        read_signature(tmp_path, "absent")
