@@ -11,14 +11,16 @@ from components.errors import IntaglioError
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it."""
+    """Return the name of the processor, as the system calls it."""
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
 
 
 def peak_memory_of(module: str, *arguments: object) -> float:
-    """Largest resident set in MB of a fresh process `python -m module arguments`, which ends with `print_peak_memory`.
+    """Measure the largest resident set in MB of a fresh process that ends with `print_peak_memory`.
+
+    The process is `python -m module arguments`.
 
     Raises:
         IntaglioError: the process failed.

@@ -50,7 +50,8 @@ def train(
     settings: Set = None,
 ) -> None:
     """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
-    from components.bench.training import WAYS, bench_train
+    from components.bench.training import bench_train
+    from components.bench.training_ways import WAYS
     from components.io import write_json
     from flows.settings import find_root
 

@@ -1,4 +1,4 @@
-"""The grid: what is finished is kept, to the cell, whatever kills it; the page is made from what is stored."""
+"""The grid: finished experiments are kept, however a run ends; pages are made from what is stored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan(project: Path, seeds: int = 2, orders: int = 2, methods: tuple[str, ...
     return GridPlan(load_stream(str(project / "small.yaml")), methods, seeds, orders, Caps())
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(
+def test_a_second_run_computes_nothing_and_returns_the_same(
     own: Laboratory, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run_plan(own, plan(project), jobs=1)
@@ -75,24 +75,24 @@ run_plan(laboratory, GridPlan(load_stream(str(root / "small.yaml")), ("frozen_nc
 def test_a_killed_grid_goes_on_where_it_was(project: Path, own: Laboratory, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _CHILD, str(project), str(own.folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    cells = own.folder / "cells" / "small"
+    stored = own.folder / "experiments" / "small"
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     end = time.monotonic() + 120
-    while len(list(cells.glob("[!.]*.json"))) < 3 and time.monotonic() < end and child.poll() is None:
+    while len(list(stored.glob("[!.]*.json"))) < 3 and time.monotonic() < end and child.poll() is None:
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    finished = {path.name: path.read_bytes() for path in cells.glob("[!.]*.json")}
+    finished = {path.name: path.read_bytes() for path in stored.glob("[!.]*.json")}
     assert 3 <= len(finished) < 8
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.count(": found") == len(finished)
     assert done.stdout.count(": computing") == 8 - len(finished)
-    after = {path.name: path.read_bytes() for path in cells.glob("[!.]*.json")}
+    after = {path.name: path.read_bytes() for path in stored.glob("[!.]*.json")}
     assert len(after) == 8
     assert finished.items() <= after.items()
     clean = Laboratory(project, tmp_path / "clean", own.data, own.config)
     expected = run_plan(clean, plan(project, methods=("frozen_ncm", "intaglio_own")), jobs=1)
-    assert figures(expected) == figures([read_json(cells / name) for name in _in_order(expected, after)])
+    assert figures(expected) == figures([read_json(stored / name) for name in _in_order(expected, after)])
 
 
 def _in_order(rows: list[Row], names: dict[str, bytes]) -> list[str]:
@@ -101,8 +101,8 @@ def _in_order(rows: list[Row], names: dict[str, bytes]) -> list[str]:
 
 
 def test_settings_are_chosen_on_validation_once_and_recorded(own: Laboratory, project: Path) -> None:
-    bench = PreparedStream(own, load_stream(str(project / "small.yaml")), Caps())
-    row = bench.cell(Experiment("frozen_slda", 1, 1))
+    stream = PreparedStream(own, load_stream(str(project / "small.yaml")), Caps())
+    row = stream.run(Experiment("frozen_slda", 1, 1))
     (record,) = (own.folder / "tuned" / "small").glob("*.json")
     facts = read_json(record)
     tried = facts["validation_accuracy"]
@@ -110,7 +110,7 @@ def test_settings_are_chosen_on_validation_once_and_recorded(own: Laboratory, pr
     assert len(tried) == len(METHODS["frozen_slda"].grid)
 
 
-def test_a_change_of_settings_is_another_cell(
+def test_a_change_of_settings_is_another_experiment(
     own: Laboratory, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_plan(own, plan(project, 1, 1, ("signature_dpgmm",)), jobs=1)
@@ -135,7 +135,7 @@ def test_methods_are_named_or_grouped() -> None:
 
 
 def test_the_page_shows_every_stored_method_with_its_source(
-    laboratory: Laboratory, lab_bench: PreparedStream, project: Path, tmp_path: Path
+    laboratory: Laboratory, lab_stream: PreparedStream, project: Path, tmp_path: Path
 ) -> None:
     rows = run_plan(laboratory, plan(project), jobs=1)
     source = {"command": "intaglio bench quality", "machine": "a machine", "date": "2026-01-01", "variant": ""}
@@ -176,9 +176,9 @@ def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) ->
 
 
 def test_theory_is_symmetric_complete_and_shown(
-    lab_bench: PreparedStream, sequence: TaskSequence, tmp_path: Path
+    lab_stream: PreparedStream, sequence: TaskSequence, tmp_path: Path
 ) -> None:
-    found = theory(sequence, lab_bench.laboratory.config, 0)
+    found = theory(sequence, lab_stream.laboratory.config, 0)
     count = len(found["tasks"])
     assert [len(found[key]) for key in ("delta", "bound", "gaussian", "measured")] == [count] * 4
     assert found["delta"][0][1] == pytest.approx(found["delta"][1][0])
