@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import resource
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from components.errors import IntaglioError
+from components.fingerprint import code_fingerprint
 
 
 def cpu_name() -> str:
@@ -15,6 +20,22 @@ def cpu_name() -> str:
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
+
+
+def provenance(code: str) -> dict[str, str]:
+    """Describe what makes a measurement: the command of this process, its code, the day and the processor.
+
+    Args:
+        code: dotted name of the module that measures; all that it imports counts too.
+    """
+    # The command as a person would type it: no folder of this machine.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return {
+        "command": "intaglio " + shlex.join(words),
+        "code": code_fingerprint(code)[:12],
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()}), torch {version('torch').partition('+')[0]}",
+    }
 
 
 def peak_memory_of(module: str, *arguments: object) -> float:

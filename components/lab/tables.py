@@ -56,6 +56,7 @@ def method_table(summary: pd.DataFrame) -> list[str]:
     rows = []
     for row in summary.to_dict("records"):
         name = f"`{row['method']}`" + (f" ({row['variant']})" if row["variant"] else "")
+        name = f"**{name}**" if name == "`intaglio`" else name
         metrics = [percent(row[metric], row[f"{metric}_std"]) for metric in METRICS]
         rows.append([name, *metrics, size(row["bytes_per_task"]), f"{row['learning_seconds']:.1f}", row["experiments"]])
     return markdown(header, rows)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from components.bench.gpu import device_name
-from components.bench.machine import cpu_name
+from components.bench.machine import provenance
 from components.config import Config
-from components.fingerprint import code_fingerprint
 from components.io import read_table, write_json, write_table
 from components.lab.experiment import Row, run_experiment
 from components.lab.grid import GridPlan, Laboratory, PreparedStream, flat_row, run_plan
@@ -101,7 +96,7 @@ def quality(root: Path, request: QualityRequest, out: Path) -> pd.DataFrame:
         declared = load_stream(name)
         plan = GridPlan(declared, request.methods, request.seeds, request.orders, request.caps)
         rows = run_plan(lab, plan, request.jobs)
-        origin = _provenance(lab.config) | {"variant": " ".join(request.settings)}
+        origin = _provenance(lab.config, run_experiment.__module__) | {"variant": " ".join(request.settings)}
         table = pd.DataFrame([origin | flat_row(row) for row in rows])
         store_rows(out / f"{declared.name}.parquet", table)
         tables.append(table)
@@ -131,7 +126,7 @@ def write_theory(root: Path, request: QualityRequest, out: Path) -> None:
         found = theory(sequence, lab.config, 0)
         write_json(
             out / f"{declared.name}.theory.json",
-            _provenance(lab.config) | {"description": declared.spec.description} | found,
+            _provenance(lab.config, theory.__module__) | {"description": declared.spec.description} | found,
         )
 
 
@@ -170,14 +165,6 @@ def _is_metric(key: str, value: object) -> bool:
     return key not in _KEY and isinstance(value, int | float) and value == value  # a missing metric is NaN
 
 
-def _provenance(config: Config) -> dict[str, str]:
-    # The command as a person would type it: no folder of this machine.
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    device = choose_device(config.device)
-    gpu = "" if device.type == "cpu" else f", {device_name(device)}"
-    return {
-        "command": "intaglio " + shlex.join(words),
-        "code": code_fingerprint(run_experiment.__module__)[:12],
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores ({cpu_name()}){gpu}, torch {torch.__version__.partition('+')[0]}",
-    }
+def _provenance(config: Config, code: str) -> dict[str, str]:
+    device, found = choose_device(config.device), provenance(code)
+    return found if device.type == "cpu" else found | {"machine": f"{found['machine']}, {device_name(device)}"}

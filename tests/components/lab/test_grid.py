@@ -1,4 +1,4 @@
-"""The grid: finished experiments are kept, however a run ends; pages are made from what is stored."""
+"""The grid: finished experiments are kept, however a run ends."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from components.errors import IntaglioError
-from components.io import read_json, read_table, write_json
+from components.io import read_json, read_table
 from components.lab.experiment import Row
-from components.lab.grid import Experiment, GridPlan, Laboratory, PreparedStream, flat_row, run_plan
+from components.lab.grid import Experiment, GridPlan, Laboratory, PreparedStream, run_plan
 from components.lab.method_registry import METHODS
-from components.lab.results_page import write_results
 from components.lab.stream import load_stream
-from components.lab.task_sequence import Caps, TaskSequence
-from components.lab.theory import theory
+from components.lab.task_sequence import Caps
 from components.params import with_settings
-from flows.bench.quality import QualityRequest, chosen_methods, quality, store_rows
+from flows.bench.quality import QualityRequest, chosen_methods, quality
 
 METHOD_NAMES = ("frozen_ncm", "frozen_slda", "intaglio_frozen")
 
@@ -134,37 +131,6 @@ def test_methods_are_named_or_grouped() -> None:
         chosen_methods("frozen_ncm,magic")
 
 
-def test_the_page_shows_every_stored_method_with_its_source(
-    laboratory: Laboratory, lab_stream: PreparedStream, project: Path, tmp_path: Path
-) -> None:
-    rows = run_plan(laboratory, plan(project), jobs=1)
-    source = {"command": "intaglio bench quality", "machine": "a machine", "date": "2026-01-01", "variant": ""}
-    table = pd.DataFrame([source | flat_row(row) for row in rows])
-    folder = tmp_path / "results"
-    store_rows(folder / "quality" / "small.parquet", table)
-    store_rows(folder / "quality" / "small.parquet", table)
-    assert len(read_table(folder / "quality" / "small.parquet")) == len(rows)
-    (folder / "10-hand.md").write_text("## Written by hand\n")
-    speeds = [("backbone", 2, 1.0), ("backbone", 50, 1.0), ("shortlist", 50, 0.84), ("shortlist", 2, 0.9)]
-    rows_of_bench = [{"engine": engine, "tasks": tasks, "ratio_to_backbone": ratio} for engine, tasks, ratio in speeds]
-    write_json(folder / "inference.json", {"device": "a device", "rows": rows_of_bench})
-    written = write_results(folder, tmp_path / "results.md")
-    page = (tmp_path / "results.md").read_text()
-    for expected in (*METHOD_NAMES, "Written by hand", "a machine", "2026-01-01", "| 4 |", "a device", "| 0.84 |"):
-        assert expected in page
-    assert "shortlist" in (folder / "figures" / "cost.svg").read_text()
-    before = {path: path.read_bytes() for path in written}
-    write_results(folder, tmp_path / "results.md")
-    assert {path: path.read_bytes() for path in written} == before
-    assert folder / "figures" / "budget.svg" not in written
-    cut = table.head(2).assign(method="intaglio", variant="finetune.max_rank=4")
-    store_rows(folder / "quality" / "small.parquet", cut)
-    assert folder / "figures" / "budget.svg" in write_results(folder, tmp_path / "results.md")
-    assert "figures/budget.svg" in (tmp_path / "results.md").read_text()
-    with pytest.raises(IntaglioError, match="folder not found"):
-        write_results(tmp_path / "nowhere", tmp_path / "page.md")
-
-
 def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) -> None:
     request = QualityRequest(
         (str(project / "small.yaml"),), ("frozen_ncm",), 1, 2, Caps(test=5), (), (project / "zips",), jobs=1
@@ -172,21 +138,4 @@ def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) ->
     rows = quality(project, request, tmp_path)
     stored = read_table(tmp_path / "small.parquet")
     assert len(stored) == len(rows) == 2
-    assert {"command", "machine", "date", "accuracy_final", "bytes_per_task", "learning_seconds"} <= set(stored)
-
-
-def test_theory_is_symmetric_complete_and_shown(
-    lab_stream: PreparedStream, sequence: TaskSequence, tmp_path: Path
-) -> None:
-    found = theory(sequence, lab_stream.laboratory.config, 0)
-    count = len(found["tasks"])
-    assert [len(found[key]) for key in ("delta", "bound", "gaussian", "measured")] == [count] * 4
-    assert found["delta"][0][1] == pytest.approx(found["delta"][1][0])
-    assert [row["tasks"] for row in found["delta_by_tasks"]] == [2, 3, 4]
-    coverage = [row["coverage"] for row in found["coverage"]]
-    assert coverage == sorted(coverage, reverse=True)
-    facts = {"command": "c", "machine": "m", "date": "d", "description": "x"}
-    write_json(tmp_path / "quality" / "small.theory.json", facts | found)
-    write_results(tmp_path, tmp_path / "page.md")
-    assert "theory-small.svg" in (tmp_path / "page.md").read_text()
-    assert (tmp_path / "figures" / "theory-small.svg").read_bytes().startswith(b"<?xml")
+    assert {"command", "code", "machine", "date", "accuracy_final", "bytes_per_task", "learning_seconds"} <= set(stored)
