@@ -23,10 +23,10 @@ _SHOWN = 8  # kernels
 
 @dataclass(frozen=True)
 class Work:
-    """An epoch without validation: how to begin one's own, the images it sees, and the FLOP that its model asks for.
+    """An epoch without validation: what prepares it, the number of its images, and the FLOP of its model.
 
-    flop: two for each multiplication and addition in the frozen blocks' products, forward, and as many again for each
-    block that a gradient passes through: what is thin or element by element is not counted, as usual.
+    There are two FLOP for each multiplication and addition in the frozen blocks' products, forward, and as many again
+    for each block that a gradient passes through. Thin products and elementwise operations are not counted, as usual.
     """
 
     begin: Callable[[], Callable[[], object]]
@@ -52,7 +52,14 @@ def gpu_rows(works: Mapping[str, Work], device: torch.device) -> dict[str, Any]:
 
 
 def forward_flop(blocks: Sequence[nn.Module], tokens: int, width: int, device: torch.device) -> int:
-    """Of one image with so many tokens through some blocks, counted by torch."""
+    """Count the FLOP of one image's forward pass, with torch's own counter.
+
+    Args:
+        blocks: through which the image passes.
+        tokens: of the image.
+        width: of a token.
+        device: on which to run.
+    """
     x = torch.zeros(1, tokens, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for block in blocks:
@@ -91,20 +98,20 @@ def _measure(work: Work, peak: float, device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """What computes: a GPU by its name, or so many threads of a processor."""
+    """Name what computes: a GPU, or so many threads of a processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of {cpu_name()}" if device.type == "cpu" else device.type
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when a GPU has done all that it was given: its work is not done when a call returns."""
+    """Wait until a GPU has finished: a call returns before its work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of the union of some intervals: kernels of two streams may run at the same time."""
+    """Measure the union of some intervals: kernels of two streams may run at the same time."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -121,7 +128,7 @@ def _seconds(epoch: Callable[[], object], device: torch.device) -> float:
 
 
 def _peak(device: torch.device) -> float:
-    """FLOP a second of a large product in bfloat16, of random numbers: the median of some after as many to warm up."""
+    """Measure the FLOP a second of a large product in bfloat16: the median of some, after as many to warm up."""
     a, b = (torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device=device) for _ in range(2))
 
     def product() -> Tensor:

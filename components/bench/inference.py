@@ -1,4 +1,4 @@
-"""What a prediction costs with T tasks: the engine as served, against the frozen backbone and what a user would write.
+"""What a prediction costs with T tasks: the predictor as it ships, the frozen backbone, and loops over PEFT.
 
 Everything runs in one process on the same decoded images, the engines taking turns, so that a busy machine slows all of
 them alike; memory is measured in a fresh process each.
@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +51,7 @@ class TestImages:
 
 @dataclass(frozen=True)
 class _EvenTraffic:
-    """A TaskFinder whose answers are replaced by tasks drawn evenly: every batch asks for as many modules as it can."""
+    """A task retriever whose answers are replaced by tasks drawn evenly: a batch needs as many modules as it can."""
 
     task_retriever: TaskRetriever
     random: np.random.Generator
@@ -100,7 +100,7 @@ def bench_inference(
 
 
 def _rows(root: Path, config: Config, count: int, images: int, rounds: int, memory: bool) -> list[Row]:
-    """Every engine with `count` tasks."""
+    """Measure every engine with `count` tasks."""
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
         folder = Path(scratch)
         stretched = stretch(root, config, count, folder)
@@ -113,7 +113,13 @@ def _rows(root: Path, config: Config, count: int, images: int, rounds: int, memo
 
 
 def test_images(root: Path, config: Config, tasks: int) -> TestImages:
-    """The test images of the first `tasks` tasks of the project, in an order drawn once."""
+    """Decode the test images of the first tasks of a project, in an order drawn once.
+
+    Args:
+        root: the project.
+        config: its configuration.
+        tasks: their number; at most all of the project's.
+    """
     known = config.tasks[:tasks]
     tables = {task: split_of(read_manifest(root, task), "test") for task in known}
     paths = [root / config.stream.tasks[task].folder / path for task in known for path in tables[task]["path"]]
@@ -124,49 +130,70 @@ def test_images(root: Path, config: Config, tasks: int) -> TestImages:
     return TestImages(np.concatenate(list(batches)), names, labels)
 
 
+@dataclass
+class _Times:
+    """Seconds of one engine: an image's share of each timed pass, and each of some images predicted alone."""
+
+    images: int
+    passes: list[float] = field(default_factory=list)
+    single: list[float] = field(default_factory=list)
+
+
 def _measure(folder: Path, config: Config, known: TestImages, images: int, rounds: int) -> list[Row]:
     count = len(config.tasks)
     ways = {engine: _way(engine, folder, config) for engine in ENGINES}
-    # A way that runs T passes for an image would take hours on all of them: it gets fewer, at least one batch of 16.
-    share = {engine: max(16, images // count) if _grows(engine) else images for engine in ENGINES}
-    seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    single: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    for turn in range(rounds + 1):
-        for engine, way in ways.items():
-            if turn > 1 and _grows(engine) and count > 10:
-                continue  # one round has hundreds of passes already
-            pixels = known.pixels[: share[engine]]
-            start = time.perf_counter()
-            for first in range(0, len(pixels), BATCH):
-                way(pixels[first : first + BATCH])
-            if turn:  # the first turn warms up
-                seconds[engine].append((time.perf_counter() - start) / len(pixels))
-                single[engine] += [_timed(way, pixels[row : row + 1]) for row in range(1 if _grows(engine) else 8)]
-    predictor = Predictor.load(folder / "models/bundle", "cpu")
-    # The modules that are not chosen change no answer: they are run where time is measured.
-    half = Predictor.load(folder / "models/bundle", "cpu", "bf16")
-    answers, exact = _answers(predictor, known.pixels), _answers(_patient(predictor), known.pixels)
-    base = float(np.median(seconds["backbone"]))
-    quality = {
-        "shortlist": _quality(answers, exact, known),
-        "shortlist_bf16": _quality(_answers(half, known.pixels), exact, known),
-        "exact": _quality(exact, exact, known),
-    }
+    times = _take_turns(ways, known.pixels, count, images, rounds)
+    quality = _qualities(folder, known)
+    base = float(np.median(times["backbone"].passes))
     return [
         {
             "engine": engine,
             "tasks": count,
-            "images_per_second": round(1 / float(np.median(seconds[engine])), 2),
-            "ratio_to_backbone": round(base / float(np.median(seconds[engine])), 4),
-            "p50_ms": round(1e3 * float(np.median(single[engine])), 2),
-            "p99_ms": round(1e3 * float(np.quantile(single[engine], 0.99)), 2),
-            "timed_images": min(share[engine], len(known.pixels)),
+            "images_per_second": round(1 / float(np.median(own.passes)), 2),
+            "ratio_to_backbone": round(base / float(np.median(own.passes)), 4),
+            "p50_ms": round(1e3 * float(np.median(own.single)), 2),
+            "p99_ms": round(1e3 * float(np.quantile(own.single, 0.99)), 2),
+            "timed_images": own.images,
             "agreement_with_exact": quality.get(engine, {}).get("agreement_with_exact"),
             "accuracy_final": quality.get(engine, {}).get("accuracy_final"),
             "peak_memory_mb": None,
         }
-        for engine in ENGINES
+        for engine, own in times.items()
     ]
+
+
+def _take_turns(
+    ways: Mapping[str, Callable[[Pixels], object]], pixels: Pixels, tasks: int, images: int, rounds: int
+) -> dict[str, _Times]:
+    # A way that runs T passes for an image would take hours on all of them: it gets fewer, at least one batch of 16.
+    few = max(16, images // tasks)
+    times = {engine: _Times(min(few if _grows(engine) else images, len(pixels))) for engine in ways}
+    for turn in range(rounds + 1):
+        for engine, way in ways.items():
+            if turn > 1 and _grows(engine) and tasks > 10:
+                continue  # one round has hundreds of passes already
+            own = pixels[: times[engine].images]
+            seconds = sum(_timed(way, own[first : first + BATCH]) for first in range(0, len(own), BATCH))
+            if turn:  # the first turn warms up
+                times[engine].passes.append(seconds / len(own))
+                alone = range(1 if _grows(engine) else 8)
+                times[engine].single += [_timed(way, own[row : row + 1]) for row in alone]
+    return times
+
+
+def _qualities(folder: Path, known: TestImages) -> dict[str, Mapping[str, float]]:
+    """Compare the engines' answers with those of the predictor without shortcuts.
+
+    Modules that are not chosen change no answer; they run where time is measured.
+    """
+    predictor = Predictor.load(folder / "models/bundle", "cpu")
+    half = Predictor.load(folder / "models/bundle", "cpu", "bf16")
+    exact = _answers(_without_shortcuts(predictor), known.pixels)
+    return {
+        "shortlist": _quality(_answers(predictor, known.pixels), exact, known),
+        "shortlist_bf16": _quality(_answers(half, known.pixels), exact, known),
+        "exact": _quality(exact, exact, known),
+    }
 
 
 def _grows(engine: str) -> bool:
@@ -180,7 +207,7 @@ def _timed(way: Callable[[Pixels], object], pixels: Pixels) -> float:
 
 
 def _way(engine: str, folder: Path, config: Config) -> Callable[[Pixels], object]:
-    """One way to predict a batch of pixels; each has a backbone of its own."""
+    """Prepare one way to predict a batch of pixels, with its own backbone."""
     if engine == "backbone":
         vit = _vit(folder, config)
         return lambda pixels: _backbone(vit, pixels)
@@ -208,8 +235,8 @@ def _backbone(vit: Vit, pixels: Pixels) -> Embeddings:
         return cast(Embeddings, torch.cat([trunk, vit.tail(tokens)], dim=1).float().numpy())
 
 
-def _patient(predictor: Predictor) -> Predictor:
-    """The same method with nothing cut short: no early decision, no cap."""
+def _without_shortcuts(predictor: Predictor) -> Predictor:
+    """Return the same predictor without its shortcuts: no early decision, no cap."""
     settings = predictor.task_retriever.settings.model_copy(
         update={"cap": len(predictor.tasks), "early_margin": np.inf}
     )
@@ -217,11 +244,11 @@ def _patient(predictor: Predictor) -> Predictor:
 
 
 def _exact(predictor: Predictor, pixels: Pixels) -> RetrievalResult:
-    """Every task scored in full, every module run and its classes scored; the trunk once for all of them."""
+    """Score every task in full, and run every module and score its classes; the trunk runs once."""
     embedded = embed_pixels(predictor.engine, pixels, (None, *predictor.tasks))
     for task, classifier in zip(predictor.tasks, predictor.classifiers, strict=True):
         classifier.log_probabilities(embedded[task])
-    return _find(_patient(predictor).task_retriever, embedded[None])
+    return _find(_without_shortcuts(predictor).task_retriever, embedded[None])
 
 
 def _find(task_retriever: TaskRetriever, h0: Embeddings) -> RetrievalResult:
@@ -230,7 +257,7 @@ def _find(task_retriever: TaskRetriever, h0: Embeddings) -> RetrievalResult:
 
 
 def _peft(folder: Path, config: Config) -> tuple[PeftModel, Vit]:
-    """Plain PEFT with every task's adapter loaded."""
+    """Load every task's adapter with plain PEFT."""
     vit, model = _vit(folder, config), cast(PeftModel, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -245,7 +272,7 @@ def _peft(folder: Path, config: Config) -> tuple[PeftModel, Vit]:
 
 
 def _set_adapter(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> Indices:
-    """The loop that a user would write: the whole network once for each task, then the best score."""
+    """Run the loop that a user would write: the whole network once for each task, then the best score."""
     scores = []
     for number in range(len(predictor.tasks)):
         model.set_adapter(f"m{number}", inference_mode=True)
@@ -255,9 +282,9 @@ def _set_adapter(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixel
 
 
 def _mixed(model: PeftModel, vit: Vit, predictor: Predictor, pixels: Pixels) -> Embeddings:
-    """PEFT's mixed batch: one frozen pass to retrieve, one pass with an adapter name for every image.
+    """Run PEFT's mixed batch: one frozen pass to retrieve, one pass with an adapter name for every image.
 
-    Where h_0 is seen under a module too, that takes its tail alone a second time.
+    With a shared module, the tail runs a second time for h_0.
     """
     with torch.inference_mode(), autocast(vit):
         with model.disable_adapter():
@@ -279,7 +306,7 @@ def _answers(predictor: Predictor, pixels: Pixels) -> list[Prediction]:
 
 
 def _quality(answers: Sequence[Prediction], exact: Sequence[Prediction], known: TestImages) -> Mapping[str, float]:
-    """Agreement in task, class and `unknown`; accuracy_final with every image answered, the mean over the tasks."""
+    """Measure agreement in task, class and `unknown`; and accuracy_final, the mean over tasks, no image `unknown`."""
     same = [(one.task, one.label) == (other.task, other.label) for one, other in zip(answers, exact, strict=True)]
     truth = zip(known.tasks, known.labels, strict=True)
     right = np.array([one.top[0][:2] == pair for one, pair in zip(answers, truth, strict=True)])

@@ -30,8 +30,17 @@ TASKS = (100, 1000, 10_000)
 
 
 def bench_retrieval(root: Path, tasks: Sequence[int] = TASKS, images: int = 256, rounds: int = 5) -> list[Row]:
-    """One row for each number of tasks and way: milliseconds an image, its share of a pass over the frozen backbone,
-    and how often real test images get the task that scoring every class gives them. All on one thread, taking turns.
+    """Measure retrieval alone, on one thread; the ways take turns.
+
+    Args:
+        root: a project that has been run.
+        tasks: numbers of tasks; beyond the project's own they are mirror images.
+        images: real test images.
+        rounds: turns; the figures are medians.
+
+    Returns:
+        One row for each number of tasks and way: milliseconds an image, its share of a pass over the frozen backbone,
+        and how often an image gets the task that scoring every class gives it.
     """
     config = load_config(root / "params.yaml")
     statistics = [read_signature(root / "models/signatures", task).statistics for task in config.tasks]
@@ -82,7 +91,13 @@ def _rows(statistics: Sequence[Statistics], tasks: int, h0: Embeddings, backbone
 
 
 def multiply(statistics: Sequence[Statistics], tasks: int, seed: int = 0) -> PooledRetriever:
-    """The pooled retriever of `tasks` tasks: the given ones, then mirror images of them in turn."""
+    """Build the pooled retriever of many tasks: the given ones, then mirror images of them in turn.
+
+    Args:
+        statistics: of the given tasks.
+        tasks: number of tasks in all.
+        seed: of the mirrors.
+    """
     real = PooledRetriever.fit(statistics)
     axes = np.linalg.eigh(pooled_covariance(statistics))[1]
     means = [task.means for task in statistics]
@@ -98,7 +113,7 @@ def multiply(statistics: Sequence[Statistics], tasks: int, seed: int = 0) -> Poo
 
 
 def _seconds(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way, the ways taking turns after one turn that warms up."""
+    """Measure median seconds of each way; the ways take turns, after one turn that warms up."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():

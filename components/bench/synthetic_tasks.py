@@ -1,6 +1,6 @@
 """Many tasks out of a few learned ones: what a benchmark at 100 tasks runs on.
 
-A synthetic task is a real one seen through an isometry: its class means and supports move to another place of h_0 with
+A synthetic task is a real one moved by an isometry: its class means and supports move to another place of h_0 with
 all distances within the task kept, its module keeps its singular values and acts on other coordinates. Its scatter
 stays, so that the covariance pooled over all tasks is the real one.
 """
@@ -26,6 +26,13 @@ from components.signatures.support import Support
 
 def stretch(root: Path, config: Config, tasks: int, folder: Path, seed: int = 0) -> Config:
     """Write `folder`/models with `tasks` tasks and their bundle: the project's own, then synthetic ones in turn.
+
+    Args:
+        root: a project that has been run.
+        config: its configuration.
+        tasks: number of tasks in all.
+        folder: where to write.
+        seed: of the synthetic tasks.
 
     Returns:
         The configuration of the stretched stream.
@@ -59,7 +66,7 @@ def _trunk_width(signature: Signature) -> int:
 class _Isometry:
     """Mirrors h_0 along random principal axes of the within-class covariance, about the mean of all class means.
 
-    Trunk and tail are mirrored apart, so that what the trunk sees of a moved task is the moved trunk. A mirror leaves
+    Trunk and tail are mirrored apart, so that the trunk's part of a moved task is the moved part. A mirror leaves
     the covariance as it is: distances in its units are kept too.
     """
 
@@ -85,7 +92,7 @@ class _Isometry:
         write_json(signature / "signature.json", facts | {"task": signature.name})
 
     def _mirror(self, x: Matrix, signs: Sequence[Vector]) -> Matrix:
-        """Directions x (n, d), or (n, trunk_width), mirrored along the axes whose sign is -1."""
+        """Mirror directions x (n, d), or (n, trunk_width), along the axes whose sign is -1."""
         parts, start = [], 0
         for axes, sign in zip(self.blocks, signs, strict=True):
             if start < x.shape[1]:

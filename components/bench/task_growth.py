@@ -28,10 +28,10 @@ MEASURED = (1, 2, 10, 20, 50)
 
 
 def task_cost(job: TrainingJob, fresh: Callable[[], Vit], folder: Path, tasks: int) -> dict[str, Any]:
-    """Learn `tasks` tasks after one another, by a few steps each, and time an epoch of some of them.
+    """Learn tasks one after the other, by a few steps each, and time an epoch of some of them.
 
     Args:
-        lesson: images and settings; each task learns them with a module of its own.
+        job: images and settings; each task learns them with a module of its own.
         fresh: a backbone without modules.
         folder: an empty place for the chain of modules.
         tasks: their number; 0 measures nothing.
@@ -44,21 +44,21 @@ def task_cost(job: TrainingJob, fresh: Callable[[], Vit], folder: Path, tasks: i
     write_json(folder / BASE / "module.json", {"task": BASE})
     short = _shortened(job, CHAIN_STEPS)
     for number in range(1, tasks + 1):
-        taught = _attached(short, fresh(), folder, number)
-        _epoch(taught, folder)
-        _store(taught, folder, number)
+        own = _attached(short, fresh(), folder, number)
+        _epoch(own, folder)
+        _store(own, folder, number)
     return _measure(_shortened(job, STEPS), fresh, folder, sorted({*MEASURED, tasks} & {*range(1, tasks + 1)}))
 
 
 def _measure(job: TrainingJob, fresh: Callable[[], Vit], folder: Path, numbers: Sequence[int]) -> dict[str, Any]:
-    taught, ready, seconds = dict[int, TrainingJob](), dict[int, float](), dict[int, list[float]]()
+    jobs, ready, seconds = dict[int, TrainingJob](), dict[int, float](), dict[int, list[float]]()
     for number in numbers:
         begin = time.perf_counter()
-        taught[number] = _attached(job, fresh(), folder, number)
+        jobs[number] = _attached(job, fresh(), folder, number)
         ready[number], seconds[number] = time.perf_counter() - begin, []
     for turn in range(1 + ROUNDS):
         for number in numbers:
-            spent = _epoch(taught[number], folder)
+            spent = _epoch(jobs[number], folder)
             seconds[number] += [spent] if turn else []  # the first turn warms up
     rows = [
         {
@@ -77,7 +77,7 @@ def _measure(job: TrainingJob, fresh: Callable[[], Vit], folder: Path, numbers: 
 
 
 def _shortened(job: TrainingJob, steps: int) -> TrainingJob:
-    """The same in one epoch, with as many images in either split as so many batches hold, where there are as many."""
+    """Shorten a training to one epoch of `steps` batches, with at most as many images of validation."""
     images = steps * job.settings.batch_size
     train = Split(job.train.tokens, job.train.labels[:images])
     val = Split(job.val.tokens, job.val.labels[:images])
@@ -85,13 +85,13 @@ def _shortened(job: TrainingJob, steps: int) -> TrainingJob:
 
 
 def _attached(job: TrainingJob, vit: Vit, folder: Path, number: int) -> TrainingJob:
-    """The lesson of task `number`, on the past of all tasks before it."""
+    """Prepare the training of task `number`, on the past of all tasks before it."""
     past = read_past(folder, _name(number - 1), job.settings.past_budget)
     return replace(job, task=_name(number), vit=vit, trained=attach(vit, past, job.settings, number), seed=number)
 
 
 def _epoch(job: TrainingJob, folder: Path) -> float:
-    """Seconds of an epoch with its validation."""
+    """Measure the seconds of an epoch with its validation."""
     width, images = 2 * job.vit.width, len(job.train)
     parameters, settings = job.trained.parameters(), job.settings
     state = TrainingState.begin(parameters, width, job.classes, images, settings, job.seed)

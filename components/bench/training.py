@@ -13,94 +13,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from components.arrays import Pixels
 from components.bench import gpu
 from components.bench.machine import peak_memory_of, print_peak_memory
-from components.bench.peft_import import LoraConfig, get_peft_model
 from components.bench.task_growth import task_cost
-from components.config import Backbone, Config, Finetune
-from components.data.images import Limits
-from components.data.manifest import read_manifest, split_of
-from components.modules.adapted_linear import attach
-from components.modules.low_rank import LINEAR_LAYERS
+from components.bench.training_ways import WAYS, TrainingSetting, read_setting, training_job, way_of
 from components.params import load_config, with_settings
-from components.training.checkpoint import Checkpoints
-from components.training.loop import (
-    Split,
-    TrainingJob,
-    deterministic,
-    kept_tokens,
-    lr_factor,
-    train_epoch,
-    validated_in,
-)
-from components.training.state import TrainingState
-from components.vision.backbone import Vit, autocast, choose_device, load_vit
-from components.vision.pixel_batches import pixel_batches
-from components.vision.timm_import import PatchDropout
-from components.vision.trunk_cache import HalfTokens, Rows, Tokens, TrunkCache, trunk_outputs
+from components.training.loop import kept_tokens
 
-WAYS = ("cached", "uncached", "peft_same_blocks", "peft_patch_dropout", "peft_all_blocks", "frozen_forward")
 COMPARED = ("cached", "peft_same_blocks")  # ours and the loop that a user would write
 Row = dict[str, Any]
-Epoch = Callable[[], float]  # trains for one epoch; returns the loss on validation, NaN where none was due
-
-
-@dataclass(frozen=True)
-class BenchImages:
-    """One split of a task: its files, their sha256, their pixels (n, size, size, 3), and labels (n,) int64."""
-
-    paths: list[Path]
-    digests: list[str]
-    pixels: Pixels
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all ways share; `decoding` is how many seconds it took to decode both splits."""
-
-    root: Path
-    backbone: Backbone
-    finetune: Finetune
-    limits: Limits
-    device: torch.device
-    train: BenchImages
-    val: BenchImages
-    classes: int
-    decoding: float
-
-    def vit(self) -> Vit:
-        """A backbone of one's own."""
-        return load_vit(self.root / "models/backbone", self.backbone, (self.backbone.depth,), self.device)
-
-
-@dataclass(frozen=True)
-class _Fresh:
-    """Stands for Tokens: the trunk runs whenever a batch is read."""
-
-    vit: Vit
-    pixels: Pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, rows: Rows) -> HalfTokens:
-        with torch.inference_mode(), autocast(self.vit):
-            return cast(HalfTokens, self.vit.trunk(self.pixels[rows])[0].half().cpu().numpy())
 
 
 def bench_train(
@@ -133,12 +62,13 @@ def bench_train(
     Raises:
         IntaglioError: an impossible setting.
     """
-    setting = _setting(root, blocks, images, epochs, settings)
-    with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
-        rows, curve = _measure(setting, Path(scratch), lengths, seeds, ways)
+    setting = read_setting(root, blocks, images, epochs, settings)
+    with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as folder:
+        scratch = Path(folder)
+        rows, curve = _measure(setting, scratch, lengths, seeds, [way for way in WAYS if way in {*ways, *COMPARED}])
         ways_on_gpu = [row["method"] for row in rows] if setting.device.type == "cuda" else []
-        usage = _gpu(setting, Path(scratch), ways_on_gpu) if ways_on_gpu else {}
-        cost = task_cost(_lesson(setting, Path(scratch), setting.vit()), setting.vit, Path(scratch) / "modules", tasks)
+        usage = _gpu(setting, scratch, ways_on_gpu) if ways_on_gpu else {}
+        cost = task_cost(training_job(setting, scratch, setting.vit()), setting.vit, scratch / "modules", tasks)
     by_method = {row["method"]: row for row in rows}
     slow = by_method["peft_same_blocks"]
     for row in rows:
@@ -162,79 +92,63 @@ def bench_train(
     }
 
 
-def _setting(root: Path, blocks: int, images: int, epochs: int, settings: Sequence[str]) -> Setting:
-    config = with_settings(load_config(root / "params.yaml"), settings)
-    tables = {task: read_manifest(root, task) for task in config.tasks}
-    task = max(tables, key=lambda name: len(split_of(tables[name], "train")))
-    backbone = config.backbone.model_copy(update={"adapted_blocks": blocks})
-    classes = sorted(tables[task]["label"].unique())
-    train, val = split_of(tables[task], "train"), split_of(tables[task], "val")
-    share = min(1.0, images / len(train))
-    start = time.perf_counter()
-    learned, held_out = (_read(root, config, task, split, share, classes) for split in (train, val))
-    return Setting(
-        root,
-        backbone,
-        config.finetune.model_copy(update={"epochs": epochs, "patience": epochs}),
-        Limits.of(config.data),
-        choose_device(config.device),
-        learned,
-        held_out,
-        len(classes),
-        time.perf_counter() - start,
-    )
-
-
-def _read(root: Path, config: Config, task: str, table: pd.DataFrame, share: float, classes: list[str]) -> BenchImages:
-    rows = table.sample(frac=share, random_state=0)
-    paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
-    pixels = np.concatenate(list(pixel_batches(paths, config.backbone.image_size, Limits.of(config.data))))
-    labels = torch.tensor([classes.index(label) for label in rows["label"]], dtype=torch.int64)
-    return BenchImages(paths, rows["sha256"].tolist(), pixels, labels)
-
-
 @dataclass
 class _Run:
     """One training of one way: the seconds of its epochs so far, and the validation losses."""
 
     way: str
-    setting: Setting
+    setting: TrainingSetting
     seed: int = 0
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
+    @property
+    def epochs(self) -> int:
+        return self.setting.finetune.epochs
+
 
 def _measure(
-    setting: Setting, scratch: Path, lengths: Sequence[int], seeds: int, ways: Sequence[str]
+    setting: TrainingSetting, scratch: Path, lengths: Sequence[int], seeds: int, ways: Sequence[str]
 ) -> tuple[list[Row], list[Row]]:
-    """A row for every way, and one for every length of ours and of PEFT's; all take turns, an epoch each."""
-    ways = [way for way in WAYS if way in {*ways, *COMPARED}]
-    runs = [_Run(way, setting) for way in ways if way not in COMPARED]
-    for length in sorted({*lengths, setting.finetune.epochs}):
-        runs += [_Run(way, _of_length(setting, length), seed) for seed in range(seeds) for way in COMPARED]
-    # The first one to ask for the trunk pays for it in its first epoch: the first seed of the longest training.
-    runs.sort(key=lambda run: (WAYS.index(run.way), -run.setting.finetune.epochs, run.seed))
-    epochs = [way_of(run.way, run.setting, scratch, run.seed) for run in runs]
-    for number in range(setting.finetune.epochs):
-        for run, epoch in zip(runs, epochs, strict=True):
-            if number < run.setting.finetune.epochs:
-                start = time.perf_counter()
-                run.losses.append(epoch())
-                gpu.wait_for(setting.device)
-                run.seconds.append(time.perf_counter() - start)
+    """Train every way; all take turns, an epoch each.
+
+    Returns:
+        A row for every way, and one for every length of ours and of PEFT's.
+    """
+    runs = _runs(setting, lengths, seeds, ways)
+    _take_turns(runs, scratch)
     alike: dict[tuple[str, int], list[_Run]] = {}
     for run in runs:
-        alike.setdefault((run.way, run.setting.finetune.epochs), []).append(run)
+        alike.setdefault((run.way, run.epochs), []).append(run)
     whole = [_row(alike[way, setting.finetune.epochs]) for way in ways]
     return whole, [_point(own) for (way, _), own in sorted(alike.items()) if way in COMPARED]
 
 
-def _of_length(setting: Setting, epochs: int) -> Setting:
+def _runs(setting: TrainingSetting, lengths: Sequence[int], seeds: int, ways: Sequence[str]) -> list[_Run]:
+    runs = [_Run(way, setting) for way in ways if way not in COMPARED]
+    for length in sorted({*lengths, setting.finetune.epochs}):
+        runs += [_Run(way, _of_length(setting, length), seed) for seed in range(seeds) for way in COMPARED]
+    # The first one to ask for the trunk pays for it in its first epoch: the first seed of the longest training.
+    return sorted(runs, key=lambda run: (WAYS.index(run.way), -run.epochs, run.seed))
+
+
+def _take_turns(runs: Sequence[_Run], scratch: Path) -> None:
+    epochs = [way_of(run.way, run.setting, scratch, run.seed) for run in runs]
+    for number in range(max(run.epochs for run in runs)):
+        for run, epoch in zip(runs, epochs, strict=True):
+            if number < run.epochs:
+                start = time.perf_counter()
+                run.losses.append(epoch())
+                gpu.wait_for(run.setting.device)
+                run.seconds.append(time.perf_counter() - start)
+
+
+def _of_length(setting: TrainingSetting, epochs: int) -> TrainingSetting:
     return replace(setting, finetune=setting.finetune.model_copy(update={"epochs": epochs, "patience": epochs}))
 
 
 def _row(runs: Sequence[_Run]) -> Row:
-    """Of trainings that differ in their seed: the median of their epochs, the mean of their losses."""
+    """Summarise trainings that differ in their seed: the median of their epochs, the mean of their losses."""
     setting, last = runs[0].setting, [run.losses[-1] for run in runs]
     decoding = 0.0 if runs[0].way == "cached" else setting.decoding  # ours decodes files as it goes
     seconds = statistics.median(
@@ -251,37 +165,48 @@ def _row(runs: Sequence[_Run]) -> Row:
 
 
 def _point(runs: Sequence[_Run]) -> Row:
-    epochs = runs[0].setting.finetune.epochs
-    row = _row(runs)
+    row, epochs = _row(runs), runs[0].epochs
     after = round((epochs - 1) * row["epoch_seconds"], 3)
     return {"method": row["method"], "epochs": epochs, "seconds_after_first": after, "loss": row["loss"]}
 
 
 def _at_equal_loss(curve: Sequence[Row]) -> float | None:
-    """Time of PEFT's longest training over that of our shortest one that ends at no higher loss, first epochs apart."""
+    """Divide the time of PEFT's longest training by that of our shortest one that ends at no higher loss.
+
+    First epochs are left out.
+    """
     ours, rival = ([row for row in curve if row["method"] == way] for way in COMPARED)
     longest = max(rival, key=lambda row: row["epochs"])
     as_good = [row["seconds_after_first"] for row in ours if row["loss"] <= longest["loss"]]
     return round(longest["seconds_after_first"] / min(as_good), 3) if as_good else None
 
 
-def _gpu(setting: Setting, scratch: Path, ways: Sequence[str]) -> Row:
-    """How well every way uses the GPU in epochs that end without a validation."""
+def _gpu(setting: TrainingSetting, scratch: Path, ways: Sequence[str]) -> Row:
+    """Measure how well every way uses the GPU, in epochs that end without a validation."""
     endless = {"epochs": gpu.EPOCHS + 10, "validate_every": gpu.EPOCHS + 10}
     setting = replace(setting, finetune=setting.finetune.model_copy(update=endless))
+    train, val = len(setting.train.labels), len(setting.val.labels)
+    images = dict.fromkeys(WAYS, train) | {"frozen_forward": train + val}
+    flop = _flop_of_an_image(setting)
+    works = {
+        way: gpu.Work(partial(way_of, way, setting, scratch), images[way], images[way] * flop[way]) for way in ways
+    }
+    return gpu.gpu_rows(works, setting.device)
+
+
+def _flop_of_an_image(setting: TrainingSetting) -> dict[str, int]:
+    """Count what an image costs in each way: a forward pass, and as much again for each block with a gradient."""
     vit = setting.vit()
-    tokens = (setting.backbone.image_size // vit.model.patch_embed.patch_size[0]) ** 2 + vit.model.num_prefix_tokens
     prefix, dropout = vit.model.num_prefix_tokens, setting.finetune.patch_dropout
+    tokens = (setting.backbone.image_size // vit.model.patch_embed.patch_size[0]) ** 2 + prefix
     few = kept_tokens(1, tokens, prefix, dropout, (0,)).shape[1]
     trunk, tail = vit.blocks[: vit.trunk_depth], vit.blocks[vit.trunk_depth :]
 
     def flop(blocks: Sequence[nn.Module], count: int) -> int:
         return gpu.forward_flop(blocks, count, vit.width, setting.device)
 
-    train, val = len(setting.train.labels), len(setting.val.labels)
-    images = dict.fromkeys(WAYS, train) | {"frozen_forward": train + val}
     whole = flop(trunk, tokens) + flop(tail, tokens)
-    each = {
+    return {
         "cached": 2 * flop(tail, few),
         "uncached": flop(trunk, tokens) + 2 * flop(tail, few),
         "peft_same_blocks": whole + flop(tail, tokens),
@@ -289,137 +214,16 @@ def _gpu(setting: Setting, scratch: Path, ways: Sequence[str]) -> Row:
         "peft_all_blocks": 2 * whole,
         "frozen_forward": whole,
     }
-    works = {
-        way: gpu.Work(partial(way_of, way, setting, scratch), images[way], images[way] * each[way]) for way in ways
-    }
-    return gpu.gpu_rows(works, setting.device)
 
 
 def _typical(seconds: list[float], every: int) -> float:
-    """Of an epoch: the mean of the medians of those with a validation, every `every`-th, and of the others."""
+    """Average over epochs: the mean of the medians of those with a validation, every `every`-th, and of the others."""
     return statistics.mean(statistics.median(seconds[turn::every]) for turn in range(min(every, len(seconds))))
-
-
-def way_of(way: str, setting: Setting, scratch: Path, seed: int = 0) -> Epoch:
-    """One of WAYS, ready to run its first epoch, with a backbone of its own."""
-    if way == "frozen_forward":
-        return _forward(setting)
-    if way.startswith("peft"):
-        blocks = setting.backbone.depth if way == "peft_all_blocks" else setting.backbone.adapted_blocks
-        return _peft(setting, blocks, setting.finetune.patch_dropout if way == "peft_patch_dropout" else 0.0, seed)
-    return _ours(setting, scratch, way == "cached", seed)
-
-
-def _lesson(setting: Setting, scratch: Path, vit: Vit, cached: bool = True, seed: int = 0) -> TrainingJob:
-    """Everything ready to be learned from; cached: the trunk of every image is computed, or was."""
-    splits = []
-    for name, images in (("train", setting.train), ("val", setting.val)):
-        tokens: Tokens | _Fresh = _Fresh(vit, images.pixels)
-        if cached:
-            cache = TrunkCache(scratch / "trunk", 10**12)
-            tokens, _ = trunk_outputs(vit, images.paths, images.digests, setting.limits, cache, f"bench {name}")
-        split = Split(cast(Tokens, tokens), images.labels)
-        splits.append(split.moved_to_gpu_if_it_fits(vit.device) if cached else split)
-    trained = attach(vit, {}, setting.finetune, seed)
-    return TrainingJob("bench", vit, trained, splits[0], splits[1], setting.classes, setting.finetune, seed)
-
-
-def _ours(setting: Setting, scratch: Path, cached: bool, seed: int) -> Epoch:
-    """The product's own loop. Its first epoch begins with what the stage begins with."""
-    vit, begun = setting.vit(), list[tuple[TrainingJob, TrainingState]]()
-    never = Checkpoints(scratch / "checkpoints", every=math.inf)
-
-    def begin() -> tuple[TrainingJob, TrainingState]:
-        job = _lesson(setting, scratch, vit, cached, seed)
-        parameters, images = job.trained.parameters(), len(job.train)
-        return job, TrainingState.begin(parameters, 2 * vit.width, job.classes, images, job.settings, seed)
-
-    def epoch() -> float:
-        deterministic()  # as the stage is
-        if not begun:
-            begun.append(begin())
-        loss = train_epoch(*begun[0], never).val_loss
-        deterministic(wanted=False)
-        return loss
-
-    return epoch
-
-
-def _peft(setting: Setting, blocks: int, dropout: float = 0.0, seed: int = 0) -> Epoch:
-    """LoRA of PEFT on the last `blocks` blocks, and the loop of its examples: the whole network in every step.
-
-    With `dropout`, a share of the patches is left out of the whole network, by timm's own layer.
-    """
-    vit, settings, random = setting.vit(), setting.finetune, torch.Generator().manual_seed(seed)
-    numbers = "|".join(str(number) for number in range(setting.backbone.depth - blocks, setting.backbone.depth))
-    layers = "|".join(layer.replace(".", r"\.") for layer in LINEAR_LAYERS)
-    torch.manual_seed(seed)
-    patch_drop: nn.Module = PatchDropout(dropout, vit.model.num_prefix_tokens) if dropout else nn.Identity()
-    vit.model.set_submodule("patch_drop", patch_drop)
-    rank = settings.rank
-    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"blocks\.({numbers})\.({layers})")
-    model = get_peft_model(vit.model, lora)
-    head = nn.Linear(2 * vit.width, setting.classes).to(vit.device)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": learned, "lr": settings.learning_rate},
-        {"params": list(head.parameters()), "lr": settings.head_learning_rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    count = len(setting.train.labels)
-    steps = math.ceil(count / settings.batch_size) * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, steps, settings.warmup_fraction)
-    )
-    number = 0
-
-    def loss_of(rows: NDArray[np.int64], images: BenchImages, smoothing: float) -> Tensor:
-        with autocast(vit):
-            logits = head(vit.tail(vit.trunk(images.pixels[rows])[0])).float()
-        return functional.cross_entropy(logits, images.labels[rows].to(vit.device), label_smoothing=smoothing)
-
-    def epoch() -> float:
-        nonlocal number
-        number += 1
-        patch_drop.train()
-        for batch in torch.randperm(count, generator=random).split(settings.batch_size):
-            loss = loss_of(batch.numpy(), setting.train, settings.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([*learned, *head.parameters()], settings.gradient_clip)
-            optimizer.step()
-            schedule.step()
-        patch_drop.eval()
-        if not validated_in(number, settings):
-            return math.nan
-        total = 0.0
-        with torch.no_grad():
-            for batch in torch.arange(len(setting.val.labels)).split(settings.batch_size):
-                total += loss_of(batch.numpy(), setting.val, 0.0).item() * len(batch)
-        return total / len(setting.val.labels)
-
-    return epoch
-
-
-def _forward(setting: Setting) -> Epoch:
-    """The limit of anything that looks at every image: the frozen network, once over both splits."""
-    vit = setting.vit()
-
-    def epoch() -> float:
-        with torch.inference_mode(), autocast(vit):
-            for images in (setting.train, setting.val):
-                for batch in torch.arange(len(images.labels)).split(setting.finetune.batch_size):
-                    vit.tail(vit.trunk(images.pixels[batch.numpy()])[0]).cpu()
-        return math.nan
-
-    return epoch
 
 
 def _two_steps(root: Path, blocks: int, way: str, *settings: str) -> None:
     batch = with_settings(load_config(root / "params.yaml"), settings).finetune.batch_size
-    setting = _setting(root, blocks, 2 * batch, 1, settings)
+    setting = read_setting(root, blocks, 2 * batch, 1, settings)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch:
         way_of(way, setting, Path(scratch))()
     print_peak_memory()

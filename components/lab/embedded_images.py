@@ -27,58 +27,72 @@ _SHARD = 2048  # images computed between two writes: what a killed process loses
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """N distinct images: h0 (N, d) float32 by the frozen backbone, and the trunk's `tokens` of each, on disk.
+    """N distinct images under the frozen backbone.
 
-    Both follow from the float16 tokens, as modules see them, so that h_0 is exactly h_k with an empty module. `look`
-    gives the tokens of some rows in another view (components/data/augment.py), by its number from 1.
+    Embeddings follow from the float16 tokens, as modules see them, so that h_0 is exactly h_k with an empty module.
+
+    Attributes:
+        sha256: of each image's content, (N,).
+        h0: embeddings by the frozen backbone, (N, d) float32.
+        trunk_width: how many of the d numbers the trunk's output gives.
+        tokens: the trunk's float16 tokens of each image, on disk.
+        view: gives the tokens of some rows in another view (components/data/augment.py), by its number from 1.
     """
 
     sha256: tuple[str, ...]
     h0: Embeddings
     trunk_width: int
     tokens: Tokens
-    look: Callable[[Indices, int], Tokens]
+    view: Callable[[Indices, int], Tokens]
 
     def rows(self, digests: Sequence[str]) -> Indices:
-        """Where images with these sha256 stand."""
+        """Return the rows of the images with these sha256."""
         number = {digest: row for row, digest in enumerate(self.sha256)}
         return np.array([number[digest] for digest in digests], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """n images of a corpus, without their labels: all that a method sees of a test image."""
+    """Some n of the embedded images, without their labels: all that a method sees of a test image."""
 
     embedded: EmbeddedImages
     rows: Indices
 
     def __len__(self) -> int:
-        """Number of images n."""
+        """Return the number of images n."""
         return len(self.rows)
 
     @property
     def h0(self) -> Embeddings:
-        """Embeddings by the frozen backbone, (n, d)."""
+        """Return the embeddings by the frozen backbone, (n, d)."""
         return self.embedded.h0[self.rows]
 
     @property
     def tokens(self) -> Tokens:
-        """The trunk's tokens of each, on disk."""
+        """Return the trunk's tokens of each image, which lie on disk."""
         return self.embedded.tokens.take(self.rows)
 
     def views(self, count: int) -> Tokens:
-        """The same in `count` views, all images in one after the other."""
-        return Tokens.joined([self.tokens, *(self.embedded.look(self.rows, number) for number in range(1, count))])
+        """Return the tokens in `count` views: all images in the first view, then all in the next."""
+        return Tokens.joined([self.tokens, *(self.embedded.view(self.rows, number) for number in range(1, count))])
 
     def take(self, which: NDArray[np.bool_] | Indices) -> ImageRows:
-        """Some of them."""
+        """Select some of the images, by a mask or by their places."""
         return ImageRows(self.embedded, self.rows[which])
 
 
 def open_embedded_images(
     vit: Vit, folder: Path, digests: Sequence[str], paths: Sequence[Path], limits: Limits, cache: TrunkCache
 ) -> EmbeddedImages:
-    """The corpus of images with distinct `digests`; what is not yet in `cache` and under `folder` is computed.
+    """Embed images, or read what is already in `cache` and under `folder`.
+
+    Args:
+        vit: the frozen backbone.
+        folder: where the tail's outputs are kept.
+        digests: sha256 of each image, all distinct.
+        paths: where each image lies.
+        limits: on the size of an image.
+        cache: where the trunk's outputs are kept.
 
     Raises:
         ImageError: an image cannot be read.
@@ -86,15 +100,24 @@ def open_embedded_images(
     tokens, trunk = trunk_outputs(vit, paths, digests, limits, cache, "laboratory")
     tail = _tails(vit, folder, digests, tokens)
 
-    def look(rows: Indices, view: int) -> Tokens:
+    def view(rows: Indices, number: int) -> Tokens:
         some = [paths[row] for row in rows], [digests[row] for row in rows]
-        return trunk_outputs(vit, *some, limits, cache, f"laboratory: view {view}", view)[0]
+        return trunk_outputs(vit, *some, limits, cache, f"laboratory: view {number}", number)[0]
 
-    return EmbeddedImages(tuple(digests), np.concatenate([trunk, tail], axis=1), vit.trunk_width, tokens, look)
+    return EmbeddedImages(tuple(digests), np.concatenate([trunk, tail], axis=1), vit.trunk_width, tokens, view)
 
 
 def tail_of(vit: Vit, tail: Callable[[Tensor], Tensor], tokens: Tokens) -> Embeddings:
-    """What `tail`, on the device and in the arithmetic of `vit`, makes of the tokens of n images: (n, 2 width)."""
+    """Run a tail over the tokens of n images, batch after batch.
+
+    Args:
+        vit: the backbone whose device and arithmetic are used.
+        tail: from tokens (b, t, width) to embeddings (b, 2 width).
+        tokens: the trunk's outputs of the images.
+
+    Returns:
+        Embeddings (n, 2 width), float32.
+    """
     parts = []
     for start in range(0, len(tokens), BATCH):
         batch = torch.from_numpy(tokens[start : start + BATCH]).to(vit.device).float()
@@ -104,10 +127,10 @@ def tail_of(vit: Vit, tail: Callable[[Tensor], Tensor], tokens: Tokens) -> Embed
 
 
 def _tails(vit: Vit, folder: Path, digests: Sequence[str], tokens: Tokens) -> Embeddings:
-    shelf, row_of = folder / _key(vit), {digest: row for row, digest in enumerate(digests)}
+    kept, row_of = folder / _key(vit), {digest: row for row, digest in enumerate(digests)}
     out = np.empty((len(digests), vit.embedding_width - vit.trunk_width), dtype=np.float32)
     known = np.zeros(len(digests), dtype=bool)
-    for path in sorted(shelf.glob("[!.]*.safetensors")):
+    for path in sorted(kept.glob("[!.]*.safetensors")):
         arrays = read_arrays(path)
         wanted = np.array([row_of.get(image.tobytes().hex(), -1) for image in arrays["images"]], dtype=np.int64)
         here = wanted >= 0
@@ -119,12 +142,12 @@ def _tails(vit: Vit, folder: Path, digests: Sequence[str], tokens: Tokens) -> Em
         out[part] = tail_of(vit, vit.tail, tokens.take(part))
         content = b"".join(bytes.fromhex(digests[row]) for row in part)
         images = np.frombuffer(content, dtype=np.uint8).reshape(len(part), -1)
-        write_arrays(shelf / f"{sha256_bytes(content)[:32]}.safetensors", {"images": images, "tail": out[part]})
+        write_arrays(kept / f"{sha256_bytes(content)[:32]}.safetensors", {"images": images, "tail": out[part]})
         progress.at(start + len(part))
     return out
 
 
 def _key(vit: Vit) -> str:
-    """What a tail's output depends on beside the image."""
+    """Hash what a tail's output depends on beside the image."""
     facts = (vit.sha256, vit.trunk_depth, vit.depths, len(vit.blocks), vit.image_size, vit.half, vit.device.type)
     return sha256_bytes(repr(facts).encode())[:20]

@@ -1,4 +1,4 @@
-"""One cell of the grid: a method learns one episode of a stream, and every metric of docs/method.md is taken."""
+"""One experiment: a method learns one sequence of a stream's tasks, and every metric is measured."""
 
 from __future__ import annotations
 
@@ -19,28 +19,35 @@ Row = dict[str, Any]
 
 
 def run_experiment(
-    recipe: MethodEntry, sequence: TaskSequence, store: ModuleStore, seed: int, settings: Settings
+    entry: MethodEntry, sequence: TaskSequence, store: ModuleStore, seed: int, settings: Settings
 ) -> Row:
     """Learn the tasks in order; after each, answer the test images of all tasks so far.
 
+    Args:
+        entry: how the method is made.
+        sequence: the tasks in order of arrival, and the test images of each.
+        store: trains and keeps modules.
+        seed: of everything random in the method.
+        settings: one point of the method's grid.
+
     Returns:
-        The metrics; `accuracy_matrix` R[t][j], j <= t, and `retrieval_matrix`, the share of task j's test images that
-        are given to each task in the end.
+        The metrics of docs/reference/metrics.md; `accuracy_matrix` R[t][j], j <= t; and `retrieval_matrix`, the share
+        of task j's test images that are given to each task in the end.
     """
-    method = recipe.make(store, seed, settings)
+    method = entry.make(store, seed, settings)
     start, testing = time.monotonic(), 0.0
     matrix: list[list[float]] = []
     last = len(sequence.tasks) - 1
     for number, task in enumerate(sequence.tasks):
         method.learn(task)
-        if recipe.final_only and number < last:
+        if entry.final_only and number < last:
             continue
         before = time.monotonic()
-        answer = _ask(method, sequence.test[: number + 1])
+        answer = _answers(method, sequence.test[: number + 1])
         matrix.append(_accuracies(answer, sequence.test[: number + 1]))
         testing += time.monotonic() - before
     learning = time.monotonic() - start - testing
-    metrics = stream_metrics(matrix, [len(part) for part in sequence.test]) if not recipe.final_only else _final(matrix)
+    metrics = stream_metrics(matrix, [len(part) for part in sequence.test]) if not entry.final_only else _final(matrix)
     aware = [float((method.within(part.images, k) == part.labels).mean()) for k, part in enumerate(sequence.test)]
     confusion = _confusion(answer, sequence.test)
     right = sum(row[k] * len(part) for k, (row, part) in enumerate(zip(confusion, sequence.test, strict=True)))
@@ -59,27 +66,35 @@ def run_experiment(
 
 
 def validation_accuracy(
-    recipe: MethodEntry, sequence: TaskSequence, store: ModuleStore, seed: int, settings: Settings
+    entry: MethodEntry, sequence: TaskSequence, store: ModuleStore, seed: int, settings: Settings
 ) -> float:
-    """accuracy_final on the validation images: by what settings are chosen."""
-    method = recipe.make(store, seed, settings)
+    """Measure accuracy_final on the validation images, by which settings are chosen.
+
+    Args:
+        entry: how the method is made.
+        sequence: the tasks in order of arrival.
+        store: trains and keeps modules.
+        seed: of everything random in the method.
+        settings: the point of the method's grid to try.
+    """
+    method = entry.make(store, seed, settings)
     for task in sequence.tasks:
         method.learn(task)
     held_out = [task.val for task in sequence.tasks]
-    return float(np.mean(_accuracies(_ask(method, held_out), held_out)))
+    return float(np.mean(_accuracies(_answers(method, held_out), held_out)))
 
 
 def _final(matrix: Sequence[Sequence[float]]) -> Mapping[str, float]:
     return {"accuracy_final": float(np.mean(matrix[-1]))}
 
 
-def _ask(method: Method, parts: Sequence[Labelled]) -> TaskAndClass:
+def _answers(method: Method, parts: Sequence[Labelled]) -> TaskAndClass:
     rows = np.concatenate([part.images.rows for part in parts])
     return method.predict(ImageRows(parts[0].images.embedded, rows))
 
 
 def _accuracies(answer: TaskAndClass, parts: Sequence[Labelled]) -> list[float]:
-    """The share of each task's images whose task and class are right."""
+    """Return the share of each task's images whose task and class are right."""
     ends = np.cumsum([len(part) for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     truth = np.repeat(np.arange(len(parts)), [len(part) for part in parts])

@@ -1,4 +1,4 @@
-"""Figures of docs/results.md as small SVG files, the same bytes for the same results."""
+"""Figures of docs/results as small SVG files, the same bytes for the same results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STYLE |= {"axes.spines.right": False, "figure.constrained_layout.use": True}
 
 
 def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
-    """accuracy_final of every method ± one standard deviation, a panel per stream; uncapped cells, if any.
+    """Draw accuracy_final of every method ± one standard deviation, a panel per stream; uncapped rows, if any.
 
     Of a method with several variants, the plainest; a star marks one with settings of its own. Streams on which a
     single method ran have nothing to compare, and no panel unless there are no others.
@@ -44,7 +44,7 @@ def accuracy_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
 
 
 def budget_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
-    """accuracy_final against the bytes that are kept of a task: `budget_rows` joined by a line, other methods grey.
+    """Draw accuracy_final against the bytes kept of a task: `budget_rows` joined by a line, other methods grey.
 
     A ring: the default, where it is the mean of other seeds and orders than the line.
     A panel for each stream that has such rows.
@@ -56,8 +56,8 @@ def budget_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
             axes = figure.add_subplot(1, len(tried), number)
             ours = budget_rows(table)
             plain = (table["method"] == "intaglio") & (table["variant"] == "")
-            # Means over other seeds and orders would bend the line for no reason of theirs.
-            alike = plain & table["cells"].isin(table[ours]["cells"])
+            # Means over other seeds and orders are not comparable with the line's points.
+            alike = plain & table["experiments"].isin(table[ours]["experiments"])
             own = table[ours | alike].sort_values("bytes_per_task")
             rest = table[~ours & ~plain & (table["variant"] == "")]
             other = table[plain & ~alike]
@@ -74,13 +74,13 @@ def budget_figure(summaries: Mapping[str, pd.DataFrame]) -> bytes:
 
 
 def budget_rows(table: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows of a summary are ours with other numbers of directions stored."""
+    """Tell which rows of a summary are ours with other numbers of directions stored."""
     named = table["variant"].str.contains("signature.scatter_rank|finetune.max_rank", regex=True)
     return named & (table["method"] == "intaglio")
 
 
 def theory_figure(theory: Mapping[str, Any]) -> bytes:
-    """Left: bound and measured confusion of every pair against its separation. Right: separation against tasks."""
+    """Draw the confusion of every pair, bound and measured, against its separation; and separation against tasks."""
     delta, bound, gaussian, measured = (
         np.array(theory[key])[np.triu_indices(len(theory["tasks"]), 1)]
         for key in ("delta", "bound", "gaussian", "measured")
@@ -100,7 +100,7 @@ def theory_figure(theory: Mapping[str, Any]) -> bytes:
 
 
 def cost_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Throughput of every engine of `bench inference` against the number of tasks, as a share of the backbone's."""
+    """Draw the throughput of every engine of `bench inference` against the number of tasks."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.5, 3), layout="constrained")
         axes = figure.subplots()

@@ -1,6 +1,6 @@
-"""A grid of cells (stream x method x seed x order): what is finished is kept, what is not is computed, in processes.
+"""A grid of experiments (stream x method x seed x order): finished ones are kept, the others are computed.
 
-A cell is one file, written whole; whoever kills a run loses the cells at work and no other.
+An experiment is one file, written whole: a killed run loses only what was being computed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from components.vision.trunk_cache import TrunkCache
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Where things are: the backbone under `root`, images in `data`, all that the laboratory keeps under `folder`."""
+    """The places: the backbone under `root`, images in `data`, all that the laboratory keeps under `folder`."""
 
     root: Path
     folder: Path
@@ -42,7 +42,15 @@ class Laboratory:
 
 @dataclass(frozen=True)
 class GridPlan:
-    """What to run on one stream."""
+    """The experiments to run on one stream.
+
+    Attributes:
+        stream: the declared stream.
+        methods: names of methods.
+        seeds: number of seeds, from 0.
+        orders: number of orders of the tasks, from 0, the declared one.
+        caps: images per task at most.
+    """
 
     stream: DeclaredStream
     methods: tuple[str, ...]
@@ -61,10 +69,10 @@ class Experiment:
 
 
 class PreparedStream:
-    """A stream ready to be learned: its table, its embeddings and a workshop for modules."""
+    """A stream ready to be learned: its table, its embeddings, and a store of modules."""
 
     def __init__(self, laboratory: Laboratory, declared: DeclaredStream, caps: Caps) -> None:
-        """Build and embed what is not there yet."""
+        """Build and embed the stream where that was not done yet."""
         self.laboratory, self.declared, self.caps = laboratory, declared, caps
         limits = Limits.of(laboratory.config.data)
         folder = laboratory.folder / "streams" / declared.name
@@ -72,24 +80,25 @@ class PreparedStream:
         self.embedded = self._embed(folder, limits)
         self.store = ModuleStore(laboratory.root, laboratory.folder, laboratory.config)
 
-    def cell(self, cell: Experiment) -> Row:
-        """Compute one cell, or read it."""
-        path = self._place("cells", cell)
-        where = f"{self.declared.name} {cell.method} seed {cell.seed} order {cell.order}"
+    def run(self, experiment: Experiment) -> Row:
+        """Compute one experiment, or read its stored result."""
+        method, seed, order = experiment.method, experiment.seed, experiment.order
+        path = self._place("experiments", experiment)
+        where = f"{self.declared.name} {method} seed {seed} order {order}"
         if path.exists():
-            print(f"cell {where}: found", flush=True)
+            print(f"{where}: found", flush=True)
             return dict(read_json(path))
-        settings = self.tuned(cell.method)
-        print(f"cell {where}: computing", flush=True)
-        sequence = make_task_sequence(self.table, self.embedded, cell.seed, cell.order, self.caps)
-        row = run_experiment(method_entry(cell.method), sequence, self.store, cell.seed, settings)
-        row = {"stream": self.declared.name, **asdict(cell), "settings": settings, **asdict(self.caps), **row}
+        settings = self.tuned(method)
+        print(f"{where}: computing", flush=True)
+        sequence = make_task_sequence(self.table, self.embedded, seed, order, self.caps)
+        row = run_experiment(method_entry(method), sequence, self.store, seed, settings)
+        row = {"stream": self.declared.name, **asdict(experiment), "settings": settings, **asdict(self.caps), **row}
         write_json(path, row)
-        print(f"cell {where}: accuracy_final {row['accuracy_final']:.4f}, {row['learning_seconds']:.0f} s", flush=True)
+        print(f"{where}: accuracy_final {row['accuracy_final']:.4f}, {row['learning_seconds']:.0f} s", flush=True)
         return row
 
     def tuned(self, method: str) -> Settings:
-        """The point of the method's grid that is best on the validation images of seed 0, order 0: once per stream."""
+        """Choose the point of a method's grid, once per stream: the best on validation images of seed 0, order 0."""
         chosen = method_entry(method)
         if len(chosen.grid) == 1:
             return chosen.grid[0]
@@ -109,51 +118,60 @@ class PreparedStream:
         paths = [folder / path for path in images["path"]]
         cache = TrunkCache.of(self.laboratory.root, config.cache)
         return open_embedded_images(
-            vit, self.laboratory.folder / "corpus", images["sha256"].tolist(), paths, limits, cache
+            vit, self.laboratory.folder / "tails", images["sha256"].tolist(), paths, limits, cache
         )
 
-    def _place(self, kind: str, cell: Experiment) -> Path:
-        """A file named after all that the cell's result follows from, its code included."""
+    def _place(self, kind: str, experiment: Experiment) -> Path:
+        """Name the file of a result after all that determines it, the code included."""
         config = self.laboratory.config
         facts = {
             "images": sha256_bytes(self.table.to_csv(index=False).encode()),
             "code": code_fingerprint(run_experiment.__module__),
             "caps": asdict(self.caps),
-            "cell": asdict(cell),
-            "grid": method_entry(cell.method).grid,
+            "experiment": asdict(experiment),
+            "grid": method_entry(experiment.method).grid,
             "config": config.model_dump(include={"backbone", "embedding", "finetune", "signature"}),
         }
         digest = sha256_bytes(json.dumps(facts, sort_keys=True).encode())[:16]
-        name = f"{cell.method}-{cell.seed}-{cell.order}-{digest}.json"
+        name = f"{experiment.method}-{experiment.seed}-{experiment.order}-{digest}.json"
         return self.laboratory.folder / kind / self.declared.name / name
 
 
 def run_plan(laboratory: Laboratory, plan: GridPlan, jobs: int) -> list[Row]:
-    """All cells of a plan, in a fixed order. `jobs` processes share them by seed: a seed's modules are shared too."""
-    bench = PreparedStream(laboratory, plan.stream, plan.caps)
+    """Run all experiments of a plan.
+
+    Args:
+        laboratory: where everything lies, and the settings.
+        plan: the experiments.
+        jobs: processes, which divide the seeds among them: experiments of one seed share modules.
+
+    Returns:
+        One row per experiment, in a fixed order.
+    """
+    stream = PreparedStream(laboratory, plan.stream, plan.caps)
     groups = [
         [Experiment(m, seed, order) for order in range(plan.orders) for m in plan.methods] for seed in range(plan.seeds)
     ]
     if jobs == 1:
-        return [bench.cell(cell) for cells in groups for cell in cells]
+        return [stream.run(experiment) for group in groups for experiment in group]
     for method in plan.methods:
-        bench.tuned(method)  # once, not in every process
+        stream.tuned(method)  # once, not in every process
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         threads = max(1, torch.get_num_threads() // jobs)
-        found = {pool.submit(_group, laboratory, plan, cells, threads): n for n, cells in enumerate(groups)}
+        found = {pool.submit(_run_group, laboratory, plan, group, threads): n for n, group in enumerate(groups)}
         rows: dict[int, list[Row]] = {found[future]: future.result() for future in as_completed(found)}
     return [row for number in sorted(rows) for row in rows[number]]
 
 
-def _group(laboratory: Laboratory, plan: GridPlan, cells: Sequence[Experiment], threads: int) -> list[Row]:
+def _run_group(laboratory: Laboratory, plan: GridPlan, group: Sequence[Experiment], threads: int) -> list[Row]:
     torch.set_num_threads(threads)
-    bench = PreparedStream(laboratory, plan.stream, plan.caps)
-    return [bench.cell(cell) for cell in cells]
+    stream = PreparedStream(laboratory, plan.stream, plan.caps)
+    return [stream.run(experiment) for experiment in group]
 
 
 def flat_row(row: Row) -> dict[str, Any]:
-    """A cell as a row of a table: numbers and names alone."""
+    """Reduce an experiment's result to a row of a table: numbers and names alone."""
     return {key: value for key, value in row.items() if not isinstance(value, dict | list)} | {
         "settings": json.dumps(row["settings"], sort_keys=True)
     }

@@ -13,7 +13,7 @@ from components.lab.task_sequence import TaskData
 
 @dataclass(frozen=True)
 class TaskAndClass:
-    """The retrieved task of n images, and the class in it: both (n,)."""
+    """The retrieved task of n images, (n,), and the class within it, (n,)."""
 
     task: Indices
     label: Indices
@@ -22,33 +22,33 @@ class TaskAndClass:
 class Method(Protocol):
     """A way to learn tasks one after the other; tasks and classes are numbered in order of arrival.
 
-    An answer may depend on nothing but the image itself: not on the others that are asked about at the same time.
+    An answer depends on the image alone, not on the other images of the same call.
     """
 
     def learn(self, task: TaskData) -> None:
-        """Take in the next task."""
+        """Learn the next task."""
 
     def predict(self, images: ImageRows) -> TaskAndClass:
-        """Task and class of each image, neither being known."""
+        """Predict the task and the class of each image, neither being known."""
 
     def within(self, images: ImageRows, task: int) -> Indices:
-        """The class of each image, its task being given, (n,)."""
+        """Predict the class of each image, (n,), its task being given."""
 
     def stored_bytes(self) -> int:
-        """Size of all that is kept for the tasks so far, matrices in float32."""
+        """Return the size of all that is kept for the tasks so far, matrices in float32."""
 
 
 class Representation(Protocol):
-    """What an image looks like to a classifier over all classes."""
+    """The space in which one classifier over all classes works."""
 
     def learn(self, task: TaskData) -> None:
-        """Take in the next task."""
+        """Learn the next task."""
 
     def embed(self, images: ImageRows) -> Embeddings:
-        """(n, d) float32, by what has been learned so far."""
+        """Embed images by what has been learned so far, (n, d) float32."""
 
     def stored_bytes(self) -> int:
-        """Size of what it keeps, in float32."""
+        """Return the size of what is kept, in float32."""
 
 
 Embed = Callable[[int | None, ImageRows], Embeddings]
@@ -60,12 +60,12 @@ class Frozen:
     """The frozen backbone's embeddings h_0."""
 
     def learn(self, task: TaskData) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
     def embed(self, images: ImageRows) -> Embeddings:
-        """h_0 of images, (n, d)."""
+        """Return h_0 of images, (n, d)."""
         return images.h0
 
     def stored_bytes(self) -> int:
-        """The backbone is everybody's."""
+        """Return 0: every method has the backbone."""
         return 0

@@ -20,31 +20,40 @@ from components.lab.retrieval_signatures import (
     last_part,
     trunk_part,
 )
-from components.lab.retrieve_then_classify import PerTask, RetrieveThenClassify
+from components.lab.retrieve_then_classify import RetrieveThenClassify
 from components.lab.rivals import Ease, FirstLora, Joint, OneLora
-from components.lab.single_classifier import CosineMeans, Flat, RandomRidge, StreamingLda
+from components.lab.single_classifier import CosineMeans, Flat, RandomRidge, Scorer, StreamingLda
 from components.lab.task_sequence import TaskData
 from components.signatures.statistics import Statistics
 
 Settings = Mapping[str, Any]  # one point of a method's grid
 
 
+Make = Callable[[ModuleStore, int, Settings], Method]  # from the store of modules, a seed and a point of the grid
+MakeSignature = Callable[[ModuleStore, int, Settings], RetrievalSignature]
+
+
 @dataclass(frozen=True)
 class MethodEntry:
-    """How a method is made from (workshop, seed, settings), and the settings it may be tuned over.
+    """A method of the laboratory.
 
-    adapted: it trains modules, which costs minutes. final_only: it means nothing before the last task has come.
+    Attributes:
+        what: a line about it, for tables.
+        make: makes it.
+        grid: the settings over which it is tuned.
+        adapted: whether it trains modules, which costs minutes.
+        final_only: whether it can be measured after the last task alone.
     """
 
     what: str
-    make: Callable[[ModuleStore, int, Settings], Method]
+    make: Make
     grid: tuple[Settings, ...] = ({},)
     adapted: bool = False
     final_only: bool = False
 
 
 def method_entry(name: str) -> MethodEntry:
-    """A method by its name.
+    """Return a method by its name.
 
     Raises:
         IntaglioError: there is none of this name.
@@ -54,36 +63,55 @@ def method_entry(name: str) -> MethodEntry:
     return METHODS[name]
 
 
-def _frozen(
-    what: str, signature: Callable[[ModuleStore, int, Settings], RetrievalSignature], **grid: Any
-) -> MethodEntry:
-    def make(store: ModuleStore, seed: int, settings: Settings) -> Method:
-        return RetrieveThenClassify(signature(store, seed, settings), NoModules(store))
+def _flat(what: str, scorer: Callable[[int, Settings], Scorer], grid: tuple[Settings, ...] = ({},)) -> MethodEntry:
+    """Describe one classifier over all classes, on the frozen backbone."""
+    return MethodEntry(what, lambda store, seed, point: Flat(scorer(seed, point), Frozen()), grid)
 
-    return MethodEntry(what, make, **grid)
+
+def _first_lora(what: str, scorer: Callable[[int, Settings], Scorer], grid: tuple[Settings, ...]) -> MethodEntry:
+    """Describe one classifier over all classes, on the frozen backbone beside a LoRA of the first task."""
+    return MethodEntry(
+        what, lambda store, seed, point: Flat(scorer(seed, point), FirstLora(store, seed)), grid, adapted=True
+    )
+
+
+def _frozen(what: str, signature: MakeSignature, grid: tuple[Settings, ...] = ({},)) -> MethodEntry:
+    """Describe a signature on the frozen backbone, and a classifier for each task."""
+
+    def make(store: ModuleStore, seed: int, point: Settings) -> Method:
+        return RetrieveThenClassify(signature(store, seed, point), NoModules(store))
+
+    return MethodEntry(what, make, grid)
 
 
 def _adapted(
-    what: str, signature: Callable[[ModuleStore, int, Settings], RetrievalSignature], composed: bool, witnesses: int = 1
+    what: str, signature: MakeSignature, *, composed: bool, ensemble: bool = False, pooled_trunk: bool = False
 ) -> MethodEntry:
-    """`witnesses` of a class: 1, discriminants on what is adapted; 2, the pooled trunk too; 4, all that serve."""
+    """Describe a signature, and a module for each task.
 
-    def make(store: ModuleStore, seed: int, settings: Settings) -> Method:
-        modules: PerTask = TaskModules(store, seed, composed, served=witnesses == 4)
-        found = signature(store, seed, settings)
-        said = _trunk_of(found) if witnesses > 1 and isinstance(found, PooledClasses) else None
-        return RetrieveThenClassify(found, modules, said)
+    Args:
+        what: a line about it.
+        signature: makes what retrieves the task.
+        composed: whether a module may reuse the ones before it.
+        ensemble: whether the head and the task's own trunk discriminants name the class too.
+        pooled_trunk: whether the trunk's discriminants with the pooled covariance name the class too.
+    """
+
+    def make(store: ModuleStore, seed: int, point: Settings) -> Method:
+        found = signature(store, seed, point)
+        trunk = _trunk_of(found) if pooled_trunk and isinstance(found, PooledClasses) else None
+        return RetrieveThenClassify(found, TaskModules(store, seed, composed, ensemble), trunk)
 
     return MethodEntry(what, make, adapted=True)
 
 
-def _base(store: ModuleStore, seed: int, settings: Settings) -> RetrievalSignature:
-    """As served where `embedding.shared` is base."""
+def _base(store: ModuleStore, seed: int, point: Settings) -> RetrievalSignature:
+    """Retrieve in the frozen space, as with `embedding.shared: base`."""
     return PooledClasses(compact=store.compact_statistics)
 
 
-def _served(store: ModuleStore, seed: int, settings: Settings) -> RetrievalSignature:
-    """The first task's module, which all tasks are seen under too, is the one that Modules trains for it."""
+def _shared(store: ModuleStore, seed: int, point: Settings) -> RetrievalSignature:
+    """Retrieve in the frozen space and, beside it, under the first task's module, as by default."""
     first = FirstLora(store, seed)
 
     def compact(task: TaskData) -> Statistics:
@@ -93,13 +121,17 @@ def _served(store: ModuleStore, seed: int, settings: Settings) -> RetrievalSigna
     return PooledClasses(first.embed, compact)
 
 
-def _trunk_of(served: PooledClasses) -> PooledClasses:
-    """What the trunk's part of the same statistics says."""
+def _trunk_of(pooled: PooledClasses) -> PooledClasses:
+    """Restrict a signature to the trunk's part of its statistics."""
 
     def compact(task: TaskData) -> Statistics:
-        return served.statistics(task).first(task.train.images.embedded.trunk_width)
+        return pooled.statistics(task).first(task.train.images.embedded.trunk_width)
 
     return PooledClasses(trunk_part, compact)
+
+
+def _density(store: ModuleStore, seed: int, point: Settings) -> Density:
+    return Density(store.config.signature, seed, adapted=False)
 
 
 _SHRINKAGE: tuple[Settings, ...] = ({"shrinkage": None}, *({"shrinkage": own} for own in (1e-4, 1e-3, 1e-2, 0.1, 0.3)))
@@ -107,92 +139,109 @@ _RIDGE = tuple({"width": width, "ridge": ridge} for width in (2000, 4000) for ri
 _CLUSTERS: tuple[Settings, ...] = ({"count": 5}, {"count": 20})
 
 METHODS: dict[str, MethodEntry] = {
-    "frozen_ncm": MethodEntry(
-        "frozen backbone, nearest class mean by cosine (SimpleCIL)", lambda w, s, h: Flat(CosineMeans(), Frozen())
-    ),
-    "frozen_slda": MethodEntry(
+    "frozen_ncm": _flat("frozen backbone, nearest class mean by cosine (SimpleCIL)", lambda seed, point: CosineMeans()),
+    "frozen_slda": _flat(
         "frozen backbone, streaming LDA over all classes",
-        lambda w, s, h: Flat(StreamingLda(h["shrinkage"]), Frozen()),
+        lambda seed, point: StreamingLda(point["shrinkage"]),
         _SHRINKAGE,
     ),
-    "ranpac": MethodEntry(
+    "ranpac": _flat(
         "frozen backbone, random projection and ridge regression (RanPAC)",
-        lambda w, s, h: Flat(RandomRidge(h["width"], h["ridge"], s), Frozen()),
+        lambda seed, point: RandomRidge(point["width"], point["ridge"], seed),
         _RIDGE,
     ),
-    "first_slda": MethodEntry(
+    "first_slda": _first_lora(
         "frozen beside a LoRA of the first task, streaming LDA (as APER)",
-        lambda w, s, h: Flat(StreamingLda(h["shrinkage"]), FirstLora(w, s)),
+        lambda seed, point: StreamingLda(point["shrinkage"]),
         _SHRINKAGE,
-        adapted=True,
     ),
-    "first_ranpac": MethodEntry(
+    "first_ranpac": _first_lora(
         "frozen beside a LoRA of the first task, then as ranpac (RanPAC with a first step)",
-        lambda w, s, h: Flat(RandomRidge(h["width"], h["ridge"], s), FirstLora(w, s)),
+        lambda seed, point: RandomRidge(point["width"], point["ridge"], seed),
         _RIDGE,
-        adapted=True,
     ),
     "sequential_lora": MethodEntry(
-        "one LoRA trained on and on, streaming LDA",
-        lambda w, s, h: Flat(StreamingLda(), OneLora(w, s)),
+        "one LoRA trained on every task in turn, streaming LDA",
+        lambda store, seed, point: Flat(StreamingLda(), OneLora(store, seed)),
         adapted=True,
     ),
     "joint_lora": MethodEntry(
-        "one LoRA for all tasks at once, LDA over all classes (upper bound)",
-        lambda w, s, h: Joint(w, StreamingLda, s),
+        "one LoRA for all tasks at once, LDA over all classes (needs all data)",
+        lambda store, seed, point: Joint(store, StreamingLda, seed),
         adapted=True,
         final_only=True,
     ),
     "s_prompts": _adapted(
-        "k-means on h_0, a LoRA per task (S-Prompts)", lambda w, s, h: Centroids(5, s), composed=False
+        "k-means on h_0, a LoRA per task (S-Prompts)",
+        lambda store, seed, point: Centroids(5, seed),
+        composed=False,
     ),
-    "tuna": _adapted("a LoRA per task, the surest one answers (TUNA)", lambda w, s, h: Entropy(), composed=False),
+    "tuna": _adapted(
+        "a LoRA per task, the one of lowest entropy answers (TUNA)",
+        lambda store, seed, point: Entropy(),
+        composed=False,
+    ),
     "ease": MethodEntry(
         "a LoRA per task, class means in all of their spaces (EASE)",
-        lambda w, s, h: Ease(TaskModules(w, s, composed=False), h["others"]),
+        lambda store, seed, point: Ease(TaskModules(store, seed, composed=False), point["others"]),
         ({"others": 0.1}, {"others": 1.0}),
         adapted=True,
     ),
     "paper": _adapted(
         "composed modules, DP-GMM on h_k (the paper's rule)",
-        lambda w, s, h: Density(w.config.signature, s, adapted=True),
+        lambda store, seed, point: Density(store.config.signature, seed, adapted=True),
         composed=True,
     ),
     "intaglio": _adapted(
-        "composed modules, pooled covariance on h_0 (ours, as served)", _served, composed=True, witnesses=4
+        "composed modules, pooled covariance on h_0 (ours, with the default settings)",
+        _shared,
+        composed=True,
+        ensemble=True,
+        pooled_trunk=True,
     ),
-    "intaglio_own": _adapted("the same, no module reuses another", _served, composed=False, witnesses=4),
+    "intaglio_own": _adapted(
+        "as intaglio, no module reuses another", _shared, composed=False, ensemble=True, pooled_trunk=True
+    ),
     "intaglio_base": _adapted(
-        "the same, retrieval in the frozen space alone (embedding.shared: base)", _base, composed=True, witnesses=4
+        "as intaglio, retrieval in the frozen space alone (embedding.shared: base)",
+        _base,
+        composed=True,
+        ensemble=True,
+        pooled_trunk=True,
     ),
-    "intaglio_two": _adapted("the same, without head and own trunk discriminants", _base, composed=True, witnesses=2),
-    "intaglio_alone": _adapted("the same, the adapted part alone names the class", _base, composed=True),
+    "intaglio_two": _adapted(
+        "as intaglio_base, without head and own trunk discriminants", _base, composed=True, pooled_trunk=True
+    ),
+    "intaglio_alone": _adapted(
+        "as intaglio_base, discriminants on the adapted part alone name the class", _base, composed=True
+    ),
     "intaglio_frozen": MethodEntry(
-        "the same without modules, with all of the scatter",
-        lambda w, s, h: RetrieveThenClassify(PooledClasses(), NoModules(w), PooledClasses(trunk_part)),
+        "as intaglio_base without modules, with all of the scatter",
+        lambda store, seed, point: RetrieveThenClassify(PooledClasses(), NoModules(store), PooledClasses(trunk_part)),
     ),
-    "signature_mean": _frozen("signature: the task's mean", lambda w, s, h: Centroids(1, s)),
+    "signature_mean": _frozen("signature: the task's mean", lambda store, seed, point: Centroids(1, seed)),
     "signature_kmeans": _frozen(
-        "signature: k-means centroids", lambda w, s, h: Centroids(h["count"], s), grid=_CLUSTERS
+        "signature: k-means centroids", lambda store, seed, point: Centroids(point["count"], seed), _CLUSTERS
     ),
     "signature_gaussian": _frozen(
         "signature: one Gaussian",
-        lambda w, s, h: Density(w.config.signature.model_copy(update={"components": 1}), s, adapted=False),
+        lambda store, seed, point: Density(
+            store.config.signature.model_copy(update={"components": 1}), seed, adapted=False
+        ),
     ),
-    "signature_dpgmm": _frozen(
-        "signature: DP-GMM on h_0", lambda w, s, h: Density(w.config.signature, s, adapted=False)
-    ),
+    "signature_dpgmm": _frozen("signature: DP-GMM on h_0", _density),
     "signature_dpgmm_pooled": _frozen(
-        "signature: DP-GMM means on h_0, pooled covariance", lambda w, s, h: PooledComponents(w.config.signature, s)
+        "signature: DP-GMM means on h_0, pooled covariance",
+        lambda store, seed, point: PooledComponents(store.config.signature, seed),
     ),
     "signature_trunk": _frozen(
-        "signature: pooled covariance on the trunk's output", lambda w, s, h: PooledClasses(trunk_part)
+        "signature: pooled covariance on the trunk's output", lambda store, seed, point: PooledClasses(trunk_part)
     ),
     "signature_last": _frozen(
-        "signature: pooled covariance on the last block's output", lambda w, s, h: PooledClasses(last_part)
+        "signature: pooled covariance on the last block's output", lambda store, seed, point: PooledClasses(last_part)
     ),
     "signature_two_stage": _frozen(
         "signature: pooled covariance keeps two tasks, DP-GMM on h_0 decides",
-        lambda w, s, h: TwoStage(PooledClasses(), Density(w.config.signature, s, adapted=False)),
+        lambda store, seed, point: TwoStage(PooledClasses(), _density(store, seed, point)),
     ),
 }

@@ -1,4 +1,4 @@
-"""Modules trained once and kept: a module is named by all that determines it, so methods, orders and runs share it."""
+"""Modules trained once and kept: a module is named by all that determines it, so that experiments share it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REMEMBERED = 128  # modules whose embeddings stay in memory
 
 @dataclass
 class _Memory:
-    """The tail's part of h_k of a whole corpus under one module, filled in where it was asked for."""
+    """The tail's part of h_k of all images under one module, filled in where it was needed."""
 
     tail: NDArray[np.float32]
     known: NDArray[np.bool_]
@@ -43,7 +43,7 @@ class _Memory:
 
 @dataclass
 class ModuleStore:
-    """Trains modules into `folder`/modules, and embeds images under them; `root` has the backbone."""
+    """Modules under `folder`/modules, trained where missing, and embeddings under them; `root` has the backbone."""
 
     root: Path
     folder: Path
@@ -52,18 +52,21 @@ class ModuleStore:
     _classifiers: dict[tuple[str | None, str, bool], Classifier] = field(default_factory=dict)
     _statistics: dict[tuple[str | None, str], Statistics] = field(default_factory=dict)
 
-    def classifier(self, name: str | None, task: TaskData, served: bool = False) -> Classifier:
-        """Discriminant analysis of a task's classes under a module (None: the frozen backbone), fitted once.
+    def classifier(self, name: str | None, task: TaskData, ensemble: bool = False) -> Classifier:
+        """Fit a classifier of a task's classes, once.
 
-        `served`: together with the module's other witnesses (components/signatures/ensemble.py).
+        Args:
+            name: of the module under which images are embedded; None: the frozen backbone.
+            task: its classes and images.
+            ensemble: fit the whole ensemble (components/signatures/ensemble.py); otherwise discriminants alone.
         """
-        key = name, _digest(task), served
+        key = name, _digest(task), ensemble
         if key not in self._classifiers:
-            self._classifiers[key] = self._classify(name, task, served)
+            self._classifiers[key] = self._classify(name, task, ensemble)
         return self._classifiers[key]
 
     def compact_statistics(self, task: TaskData, shared: str | None = None) -> Statistics:
-        """Of a task on h_0 (see `shared`), the scatter reduced to what the pipeline stores of it."""
+        """Fit statistics of a task on h_0 (see `shared`), with the compact scatter that the pipeline stores."""
         key = shared, _digest(task)
         if key not in self._statistics:
             h = self.shared(shared, task.train.images)
@@ -73,14 +76,23 @@ class ModuleStore:
         return self._statistics[key]
 
     def module(self, task: TaskData, previous: str, seed: int) -> str:
-        """The name of the task's module that follows `previous` (BASE: none), trained where it does not exist yet."""
+        """Train a task's module, unless it exists.
+
+        Args:
+            task: what it learns.
+            previous: name of the module before it in the chain; BASE: none.
+            seed: of the initial factors and the order of images.
+
+        Returns:
+            The name of the module.
+        """
         name = self._name(task, previous, seed)
         if not (self._modules / name / "module.json").exists():
             self._train(name, task, previous, seed)
         return name
 
     def embed(self, name: str, images: ImageRows) -> Embeddings:
-        """h_k of images under a module, (n, d); computed once for each image while the module is remembered."""
+        """Embed images under a module, (n, d); each image once while the module is in memory."""
         embedded, width = images.embedded, images.embedded.trunk_width
         memory = self._remember(name, len(embedded.h0), embedded.h0.shape[1] - width)
         missing = np.unique(images.rows[~memory.known[images.rows]])
@@ -90,24 +102,24 @@ class ModuleStore:
         return np.concatenate([embedded.h0[images.rows, :width], memory.tail[images.rows]], axis=1)
 
     def shared(self, name: str | None, images: ImageRows) -> Embeddings:
-        """h_0 of images: frozen, and beside it the tail under a module that all tasks share, if any, (n, d)."""
+        """Embed images frozen, and beside it under a module that all tasks share, if any, (n, d)."""
         if name is None:
             return images.h0
         return np.concatenate([images.h0, self.embed(name, images)[:, images.embedded.trunk_width :]], axis=1)
 
     def stored_bytes(self, names: Sequence[str]) -> int:
-        """Size of the adapters that prediction needs."""
+        """Return the size of the adapters that prediction needs."""
         files = (self._modules / self._cut(name) / "adapter" / "adapter_model.safetensors" for name in names)
         return sum(file.stat().st_size for file in files)
 
     def fresh_vit(self) -> Vit:
-        """The backbone, without anybody's layers in it."""
+        """Load a backbone without modules."""
         backbone, depths = self.config.backbone, self.config.embedding.depths
         return load_vit(self.root / "models/backbone", backbone, depths, choose_device(self.config.device))
 
     @cached_property
     def _modules(self) -> Path:
-        """The folder of modules, with the root of every chain."""
+        """Return the folder of modules, which holds the root of every chain."""
         folder = self.folder / "modules"
         base = folder / BASE / "module.json"
         if not base.exists():
@@ -116,7 +128,7 @@ class ModuleStore:
 
     @cached_property
     def _base(self) -> str:
-        """The frozen backbone, by what its files say, and the code that trains on it."""
+        """Describe the frozen backbone and the code that trains on it."""
         backbone = sha256_file(self.root / "models/backbone/backbone.safetensors")
         return json.dumps(
             [
@@ -133,7 +145,7 @@ class ModuleStore:
         return f"{task.name}-{sha256_bytes(json.dumps(facts).encode())[:20]}"
 
     def _cut(self, name: str) -> str:
-        """The module with `finetune.max_rank` directions: it is trained once for any number of them."""
+        """Cut a module to `finetune.max_rank` directions: it is trained once for any number of them."""
         cut = f"{name}-{self.config.finetune.max_rank}"
         if not (self._modules / cut / "module.json").exists():
             low_rank.cut_module(self._modules, name, cut, self.fresh_vit(), self.config.finetune.max_rank)
@@ -152,12 +164,12 @@ class ModuleStore:
         low_rank.write_module(self._modules, name, previous, component, reuse, past, head, vit, every)
         checkpoints.clear()
 
-    def _classify(self, name: str | None, task: TaskData, served: bool) -> Classifier:
+    def _classify(self, name: str | None, task: TaskData, ensemble: bool) -> Classifier:
         images, labels = task.train.images, task.train.labels
         if name is None:
             return Classifier.fit(images.h0, labels, task.classes)
         h = self.embed(name, images)
-        if not served:  # the trunk's part is the same in all tasks
+        if not ensemble:  # the trunk's part is the same in all tasks
             return Classifier.fit(h[:, images.embedded.trunk_width :], labels, task.classes)
         found = fit_ensemble(h, labels, task.classes, low_rank.read_head(self._modules / name))
         factors = fit_ensemble_weights(found, self.embed(name, task.val.images), task.val.labels)
@@ -184,7 +196,7 @@ class ModuleStore:
 
 
 def _digest(task: TaskData) -> str:
-    """Names a task's images and their classes."""
+    """Hash a task's images and their classes."""
     images = [
         [[part.images.embedded.sha256[row] for row in part.images.rows], part.labels.tolist()]
         for part in (task.train, task.val)
@@ -193,21 +205,25 @@ def _digest(task: TaskData) -> str:
 
 
 def split_of(part: Labelled, views: int = 1) -> loop.Split:
-    """What the training loop takes."""
+    """Convert labelled images to a split of the training loop, in `views` views."""
     return loop.Split(part.images.views(views), torch.from_numpy(part.labels), views)
 
 
 @dataclass
 class TaskModules:
-    """One module per task. `composed`: each may reuse the ones before it; otherwise each stands alone.
+    """One module per task.
 
-    `served`: more than the discriminants of the adapted part names the class, as in what is served.
+    Attributes:
+        store: trains and keeps the modules.
+        seed: of every training.
+        composed: whether a module may reuse the ones before it; otherwise each stands alone.
+        ensemble: whether the whole ensemble names the class; otherwise the discriminants of the adapted part.
     """
 
     store: ModuleStore
     seed: int
     composed: bool
-    served: bool = False
+    ensemble: bool = False
     _names: list[str] = field(default_factory=list)
 
     def learn(self, task: TaskData) -> None:
@@ -216,35 +232,35 @@ class TaskModules:
         self._names.append(self.store.module(task, previous, self.seed))
 
     def embed(self, number: int | None, images: ImageRows) -> Embeddings:
-        """(n, d) under the module of the `number`-th task, or under the frozen backbone (None)."""
+        """Embed images under the module of the `number`-th task, or under the frozen backbone (None), (n, d)."""
         return images.h0 if number is None else self.store.embed(self._names[number], images)
 
     def classifier(self, number: int, task: TaskData) -> Classifier:
-        """The task's discriminants under its own module."""
-        return self.store.classifier(self._names[number], task, self.served)
+        """Return the task's classifier under its own module."""
+        return self.store.classifier(self._names[number], task, self.ensemble)
 
     def stored_bytes(self) -> int:
-        """All adapters."""
+        """Return the size of all adapters."""
         return self.store.stored_bytes(self._names)
 
 
 @dataclass(frozen=True)
 class NoModules:
-    """Every task is predicted under the frozen backbone."""
+    """The frozen backbone in place of every task's module."""
 
     store: ModuleStore
 
     def learn(self, task: TaskData) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
     def embed(self, number: int | None, images: ImageRows) -> Embeddings:
-        """h_0 of images, whatever the task."""
+        """Return h_0 of images, whatever the task."""
         return images.h0
 
     def classifier(self, number: int, task: TaskData) -> Classifier:
-        """The task's discriminants on h_0."""
+        """Return the task's discriminants on h_0."""
         return self.store.classifier(None, task)
 
     def stored_bytes(self) -> int:
-        """Nothing."""
+        """Return 0: nothing is kept."""
         return 0

@@ -1,6 +1,6 @@
 """Signatures behind one interface: what a task may leave behind by which it is retrieved later.
 
-All but `DensityUnderModules` and `Entropy` look at h_0, the one space that all tasks share.
+All but `Density(adapted=True)` and `Entropy` use h_0, the one space that all tasks share.
 """
 
 from __future__ import annotations
@@ -26,33 +26,39 @@ from components.signatures.statistics import Statistics
 
 
 class RetrievalSignature(Protocol):
-    """What is kept of every task for retrieval, with nothing learned that could forget."""
+    """What is kept of every task for retrieval; nothing is learned that could forget."""
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
-        """Take in the next task, the `number`-th."""
+        """Add the next task.
+
+        Args:
+            task: its training and validation images.
+            number: its place in the order of arrival, from 0.
+            embed: gives embeddings under the module of a task.
+        """
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """One score per task so far, (n, T); the largest wins."""
+        """Score images for each of the T tasks so far, (n, T); the largest score wins."""
 
     def stored_bytes(self) -> int:
-        """Size of what it keeps, in float32."""
+        """Return the size of what is kept, in float32."""
 
 
 Space = Callable[[ImageRows], Embeddings]
 
 
 def whole(images: ImageRows) -> Embeddings:
-    """All of h_0: every depth."""
+    """Return all of h_0: every depth."""
     return images.h0
 
 
 def trunk_part(images: ImageRows) -> Embeddings:
-    """The part of h_0 that the trunk's output gives, free of further cost."""
+    """Return the part of h_0 that the trunk's output gives."""
     return images.h0[:, : images.embedded.trunk_width]
 
 
 def last_part(images: ImageRows) -> Embeddings:
-    """The part of h_0 after the last block."""
+    """Return the part of h_0 after the last block."""
     return images.h0[:, images.embedded.trunk_width :]
 
 
@@ -60,13 +66,13 @@ def last_part(images: ImageRows) -> Embeddings:
 class PooledClasses:
     """Class means with one within-class covariance pooled over all tasks (components/retrieval/pooled.py).
 
-    `compact` gives a task's statistics with a compact scatter, as they are served; None: all of it is kept.
+    `compact` gives a task's statistics with a compact scatter, as they are stored for use; None: all of it is kept.
     """
 
-    view: Space = whole
+    space: Space = whole
     compact: Callable[[TaskData], Statistics] | None = None
     _tasks: list[Statistics] = field(default_factory=list)
-    _fitted: LinearRetriever | None = None  # as it is served
+    _fitted: LinearRetriever | None = None
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
         """Add the task's counts, means and scatter."""
@@ -74,19 +80,19 @@ class PooledClasses:
         self._fitted = None
 
     def statistics(self, task: TaskData) -> Statistics:
-        """What is added of a task."""
+        """Return what is added of a task."""
         if self.compact is not None:
             return self.compact(task)
-        return Statistics.fit(self.view(task.train.images), task.train.labels, task.classes)
+        return Statistics.fit(self.space(task.train.images), task.train.labels, task.classes)
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """log p_k(h_0) up to a constant."""
-        return self._retriever().scores(self.view(images))
+        """Return log p_k(h_0) up to a constant."""
+        return self._retriever().scores(self.space(images))
 
     def class_scores(self, images: ImageRows, task: int) -> Matrix:
-        """Of one task's classes, up to a constant per image, (n, C_k)."""
+        """Score the classes of one task, up to a constant per image, (n, C_k)."""
         retriever = self._retriever()
-        return retriever.class_scores(self.view(images))[:, retriever.task_of_class == task]
+        return retriever.class_scores(self.space(images))[:, retriever.task_of_class == task]
 
     def _retriever(self) -> LinearRetriever:
         if self._fitted is None:
@@ -94,7 +100,7 @@ class PooledClasses:
         return self._fitted
 
     def stored_bytes(self) -> int:
-        """All class means; and one triangle of the pooled scatter, or each task's compact one, as files keep them."""
+        """Return the size of all class means and of one triangle of the pooled scatter, or of all compact scatters."""
         means = sum(task.means.size for task in self._tasks)
         compact = [task.scatter for task in self._tasks if isinstance(task.scatter, CompactScatter)]
         if compact:
@@ -113,7 +119,7 @@ class PooledComponents:
     _fitted: LinearRetriever | None = None
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
-        """Fit the mixture; every image belongs to its nearest component."""
+        """Fit the mixture, and give every image to its nearest component."""
         h = task.train.images.h0
         nearest = _nearest(h, Mixture.fit(h, self.settings, self.seed).centroids)
         _, labels = np.unique(nearest, return_inverse=True)
@@ -121,13 +127,13 @@ class PooledComponents:
         self._fitted = None
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """log p_k(h_0) up to a constant."""
+        """Return log p_k(h_0) up to a constant."""
         if self._fitted is None:
             self._fitted = PooledRetriever.fit(self._tasks).linear()
         return self._fitted.scores(images.h0)
 
     def stored_bytes(self) -> int:
-        """All component means and one triangle of the scatter."""
+        """Return the size of all component means and one triangle of the scatter."""
         width = self._tasks[0].means.shape[1] if self._tasks else 0
         return 4 * (sum(task.means.size for task in self._tasks) + width * (width + 1) // 2)
 
@@ -151,11 +157,11 @@ class Centroids:
         )
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """Minus the squared distance to the nearest centroid."""
+        """Return minus the squared distance to the nearest centroid."""
         return np.stack([-_squared(images.h0, own).min(axis=1) for own in self._centroids], axis=1)
 
     def stored_bytes(self) -> int:
-        """The centroids."""
+        """Return the size of the centroids."""
         return 4 * sum(own.size for own in self._centroids)
 
 
@@ -177,7 +183,7 @@ class Density:
         self._mixtures.append(Mixture.fit(h, self.settings, self.seed))
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """log p_k."""
+        """Return log p_k."""
         columns = [
             mixture.log_density(embed(number if self.adapted else None, images))
             for number, mixture in enumerate(self._mixtures)
@@ -185,7 +191,7 @@ class Density:
         return np.stack(columns, axis=1)
 
     def stored_bytes(self) -> int:
-        """Weights, means and variances on the axes, the axes and the centre."""
+        """Return the size of weights, means and variances on the axes, of the axes and of the centre."""
         return 4 * sum(m.weights.size + 2 * m.means.size + m.axes.size + m.center.size for m in self._mixtures)
 
 
@@ -198,24 +204,24 @@ class TwoStage:
     kept: int = 2
 
     def add(self, task: TaskData, number: int, embed: Embed) -> None:
-        """Both take in the task."""
+        """Add the task to both."""
         self.first.add(task, number, embed)
         self.second.add(task, number, embed)
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """The second's score, minus infinity off the shortlist."""
+        """Return the second's scores, and minus infinity off the shortlist."""
         first = self.first.scores(images, embed)
         rank = (-first).argsort(axis=1).argsort(axis=1)
         return np.where(rank < self.kept, self.second.scores(images, embed), -np.inf)
 
     def stored_bytes(self) -> int:
-        """Of both."""
+        """Return the size of both."""
         return self.first.stored_bytes() + self.second.stored_bytes()
 
 
 @dataclass
 class Entropy:
-    """Whose module and classifier are surest: lowest entropy of p(c | x, k), as TUNA does (Wang et al., 2025)."""
+    """The task whose classifier has the lowest entropy of p(c | x, k), as in TUNA (Wang et al., 2025)."""
 
     _classifiers: list[Classifier] = field(default_factory=list)
 
@@ -226,7 +232,7 @@ class Entropy:
         self._classifiers.append(classifier.calibrated(embed(number, val.images), val.labels))
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
-        """Minus the entropy, relative to that of a guess."""
+        """Return minus the entropy, relative to that of a uniform guess."""
         columns = []
         for number, classifier in enumerate(self._classifiers):
             log_p = classifier.log_probabilities(embed(number, images))
@@ -234,7 +240,7 @@ class Entropy:
         return np.stack(columns, axis=1)
 
     def stored_bytes(self) -> int:
-        """Nothing beside the classifiers that predict."""
+        """Return 0: nothing is kept beside the classifiers that predict."""
         return 0
 
 

@@ -16,44 +16,44 @@ from components.signatures.classifier import Classifier
 
 
 class PerTask(Protocol):
-    """What an image looks like to each task."""
+    """The spaces in which each task classifies its own images."""
 
     def learn(self, task: TaskData) -> None:
-        """Take in the next task."""
+        """Learn the next task's space."""
 
     def embed(self, number: int | None, images: ImageRows) -> Embeddings:
-        """(n, d) as the `number`-th task sees them, or as the frozen backbone does (None)."""
+        """Embed images as the `number`-th task does, or as the frozen backbone does (None), (n, d)."""
 
     def classifier(self, number: int, task: TaskData) -> Classifier:
-        """Linear discriminant analysis of the `number`-th task's classes, as that task sees its training images."""
+        """Return the classifier of the `number`-th task in the space of that task."""
 
     def stored_bytes(self) -> int:
-        """Size of what it keeps."""
+        """Return the size of what is kept."""
 
 
 @dataclass
 class RetrieveThenClassify:
-    """A signature chooses the task; linear discriminant analysis in the task's representation chooses the class.
+    """A signature chooses the task; a linear classifier in the task's own space chooses the class.
 
-    With a `witness`, what it says of the classes is averaged with what the task's own discriminants say.
+    With `pooled_trunk`, its scores of the classes are averaged with those of the task's own classifier.
     """
 
     signature: RetrievalSignature
     modules: PerTask
-    witness: PooledClasses | None = None
+    pooled_trunk: PooledClasses | None = None
     _classifiers: list[Classifier] = field(default_factory=list)
 
     def learn(self, task: TaskData) -> None:
-        """Module, signature and classifier of the next task."""
+        """Learn module, signature and classifier of the next task."""
         number = len(self._classifiers)
         self.modules.learn(task)
         self.signature.add(task, number, self.modules.embed)
-        if self.witness is not None:
-            self.witness.add(task, number, self.modules.embed)
+        if self.pooled_trunk is not None:
+            self.pooled_trunk.add(task, number, self.modules.embed)
         self._classifiers.append(self.modules.classifier(number, task))
 
     def predict(self, images: ImageRows) -> TaskAndClass:
-        """Only the retrieved task's module runs for an image, unless the signature itself asks for others."""
+        """Retrieve the task of each image, then predict its class under that task's module alone."""
         task = self.signature.scores(images, self.modules.embed).argmax(axis=1)
         label = np.empty(len(images), dtype=np.int64)
         for number in np.unique(task):
@@ -62,12 +62,12 @@ class RetrieveThenClassify:
         return TaskAndClass(task, label)
 
     def within(self, images: ImageRows, task: int) -> Indices:
-        """The class by the task's own classifier."""
+        """Predict the class by the task's own classifier."""
         h = self.modules.embed(task, images)
-        said = None if self.witness is None else self.witness.class_scores(images, task)
-        return cast(Indices, self._classifiers[task].log_probabilities(h, said).argmax(axis=1))
+        pooled = None if self.pooled_trunk is None else self.pooled_trunk.class_scores(images, task)
+        return cast(Indices, self._classifiers[task].log_probabilities(h, pooled).argmax(axis=1))
 
     def stored_bytes(self) -> int:
-        """Signatures, modules and classifiers; a witness knows nothing that the signature does not."""
+        """Return the size of signatures, modules and classifiers; `pooled_trunk` is a part of the signature."""
         classifiers = sum(2 * own.coef.size + 4 * own.intercept.size for own in self._classifiers)
         return self.signature.stored_bytes() + self.modules.stored_bytes() + classifiers

@@ -1,4 +1,4 @@
-"""Baselines that train on and on, train on everything, or look at an image through all modules at once."""
+"""Baselines that train one module on every task, on all data at once, or compare an image under all modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from components.vision.backbone import Vit
 
 @dataclass
 class OneLora:
-    """A representation: one LoRA that is trained on, task after task, and forgets what it did for earlier ones."""
+    """A representation: one LoRA that every task goes on training, so that earlier tasks are forgotten."""
 
     store: ModuleStore
     seed: int
@@ -41,18 +41,18 @@ class OneLora:
         job = loop.TrainingJob(
             task.name, self._vit, self._trained, learned, held_out, task.classes, settings, self.seed
         )
-        # What it learns depends on all tasks before, in this order: no checkpoint of it is of use to anyone else.
+        # What it learns depends on all tasks before, in this order: no other experiment could use a checkpoint of it.
         loop.train(job, Checkpoints(self.store.folder / "never", every=float("inf")))
         self._bytes = 4 * sum(update.a.size + update.b.size for update in self._trained.component().values())
 
     def embed(self, images: ImageRows) -> Embeddings:
-        """Under the LoRA as it is now, (n, d)."""
-        assert self._vit is not None  # a representation is asked after it has learned a task
+        """Embed images under the LoRA as it is now, (n, d)."""
+        assert self._vit is not None  # images are embedded after a task was learned
         tail = tail_of(self._vit, self._vit.tail, images.tokens)
         return np.concatenate([images.h0[:, : images.embedded.trunk_width], tail], axis=1)
 
     def stored_bytes(self) -> int:
-        """One pair of factors per layer."""
+        """Return the size of one pair of factors per layer."""
         return self._bytes
 
 
@@ -60,7 +60,7 @@ class OneLora:
 class FirstLora:
     """A representation: the frozen embedding, and beside it the tail under one LoRA that the first task trains.
 
-    The LoRA stays, so what is known of earlier tasks stays true. APER (Zhou et al., 2024) sees images so, and
+    The LoRA never changes, so statistics of earlier tasks stay valid. APER (Zhou et al., 2024) embeds images so, and
     `embedding.shared` retrieves so; RanPAC (McDonnell et al., 2023) begins with the LoRA alone.
     """
 
@@ -69,23 +69,23 @@ class FirstLora:
     name: str | None = None
 
     def learn(self, task: TaskData) -> None:
-        """Train on the first task; nothing to learn of others."""
+        """Train on the first task; learn nothing of the others."""
         if self.name is None:
             self.name = self.store.module(task, BASE, self.seed)
 
     def embed(self, images: ImageRows) -> Embeddings:
-        """Frozen, and the tail under the LoRA, (n, d)."""
-        assert self.name is not None  # a representation is asked after it has learned a task
+        """Embed images frozen, and beside it the tail under the LoRA, (n, d)."""
+        assert self.name is not None  # images are embedded after a task was learned
         return self.store.shared(self.name, images)
 
     def stored_bytes(self) -> int:
-        """One pair of factors per layer."""
+        """Return the size of one pair of factors per layer."""
         return 0 if self.name is None else self.store.stored_bytes([self.name])
 
 
 @dataclass
 class Joint:
-    """One LoRA for all tasks at once, with all their data: no continual method, but the bound for one module."""
+    """One LoRA for all tasks at once, with all their data. No stream allows it; it is a reference."""
 
     store: ModuleStore
     make_scorer: Callable[[], Scorer]
@@ -94,24 +94,24 @@ class Joint:
     _trained: tuple[str, Scorer] | None = None
 
     def learn(self, task: TaskData) -> None:
-        """Keep the data."""
+        """Keep the data of the next task."""
         self._tasks.append(task)
         self._trained = None
 
     def predict(self, images: ImageRows) -> TaskAndClass:
-        """The class of the largest score among all."""
+        """Predict the class of the largest score among all."""
         best = self._scores(images).argmax(axis=1)
         first = self._first()
         task = np.searchsorted(first, best, side="right") - 1
         return TaskAndClass(task, best - first[task])
 
     def within(self, images: ImageRows, task: int) -> Indices:
-        """The class of the largest score among the task's."""
+        """Predict the class of the largest score among the task's."""
         first = self._first()[task]
         return cast(Indices, self._scores(images)[:, first : first + self._tasks[task].classes].argmax(axis=1))
 
     def stored_bytes(self) -> int:
-        """The module and the classifier; not the data, which is kept too."""
+        """Return the size of module and classifier, without that of the data, which is kept too."""
         name, scorer = self._fitted()
         return self.store.stored_bytes([name]) + scorer.stored_bytes()
 
@@ -147,8 +147,8 @@ class Joint:
 class Ease:
     """Class means in every task's adapted space, compared by cosine in all of them (EASE; Zhou et al., 2024).
 
-    A class has no mean in the space of a later task, whose images came after its own were gone. It is put together from
-    the later task's means, weighted by how similar the classes are in the older space. `others` weighs the spaces that
+    A class has no mean in the space of a later task, since its images are gone by then. That mean is composed of the
+    later task's means, weighted by how similar the classes are in the older space. `others` weighs the spaces that
     are not the class's own.
     """
 
@@ -157,7 +157,7 @@ class Ease:
     _means: dict[tuple[int, int], Vector] = field(default_factory=dict)  # (space, task of the classes) -> (C, d)
 
     def learn(self, task: TaskData) -> None:
-        """The module, and the classes' means in its space and in the older ones; then the old classes' in its."""
+        """Train a module, take the classes' means in all spaces, and compose old classes' means in the new space."""
         number = self._tasks()
         self.modules.learn(task)
         for space in range(number + 1):
@@ -170,7 +170,7 @@ class Ease:
             self._means[number, old] = weight @ self._means[number, number]
 
     def predict(self, images: ImageRows) -> TaskAndClass:
-        """The class of the largest weighted cosine."""
+        """Predict the class of the largest weighted cosine, and its task."""
         scores = self._scores(images, range(self._tasks()))
         first = np.concatenate([[0], np.cumsum([own.shape[1] for own in scores])])[:-1]
         best = np.concatenate(scores, axis=1).argmax(axis=1)
@@ -178,18 +178,18 @@ class Ease:
         return TaskAndClass(task, best - first[task])
 
     def within(self, images: ImageRows, task: int) -> Indices:
-        """The same among the task's classes."""
+        """Predict the class of the largest weighted cosine among the task's."""
         return cast(Indices, self._scores(images, [task])[0].argmax(axis=1))
 
     def stored_bytes(self) -> int:
-        """All modules, and every class's mean in every space."""
+        """Return the size of all modules, and of every class's mean in every space."""
         return self.modules.stored_bytes() + 4 * sum(means.size for means in self._means.values())
 
     def _tasks(self) -> int:
         return sum(space == task for space, task in self._means)
 
     def _scores(self, images: ImageRows, tasks: Sequence[int]) -> list[Vector]:
-        """Of the classes of each of some tasks, (n, C)."""
+        """Score the classes of each of some tasks, (n, C)."""
         total: list[Vector] = [np.zeros((len(images), len(self._means[task, task]))) for task in tasks]
         for space in range(self._tasks()):
             h = _unit(self.modules.embed(space, images).astype(np.float64))

@@ -1,4 +1,4 @@
-"""Methods that know no tasks: one classifier over all classes so far, in one representation."""
+"""Methods without retrieval: one classifier over all classes so far, in one representation."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from components.signatures.statistics import Statistics, pooled_covariance, pool
 
 
 class Scorer(Protocol):
-    """A classifier that takes in classes task by task, in closed form."""
+    """A classifier that adds classes task by task, in closed form."""
 
     def add(self, h: Embeddings, labels: Labels, classes: int) -> None:
-        """Embeddings (n, d) of `classes` new classes."""
+        """Add new classes.
+
+        Args:
+            h: embeddings of their images, (n, d) float32.
+            labels: the class of each image, (n,), from 0.
+            classes: their number.
+        """
 
     def scores(self, h: Embeddings) -> Matrix:
-        """One score per class so far, (n, d) -> (n, C); the largest wins."""
+        """Score embeddings (n, d) for each of the C classes so far, (n, C); the largest score wins."""
 
     def stored_bytes(self) -> int:
-        """Size of what it keeps, in float32."""
+        """Return the size of what is kept, in float32."""
 
 
 @dataclass
@@ -39,25 +45,25 @@ class Flat:
     _task_of_class: list[int] = field(default_factory=list)  # the task of each class
 
     def learn(self, task: TaskData) -> None:
-        """Take in the next task."""
+        """Learn the next task."""
         self.representation.learn(task)
         number = self._task_of_class[-1] + 1 if self._task_of_class else 0
         self.scorer.add(self.representation.embed(task.train.images), task.train.labels, task.classes)
         self._task_of_class += [number] * task.classes
 
     def predict(self, images: ImageRows) -> TaskAndClass:
-        """The class of the largest score."""
+        """Predict the class of the largest score, and its task."""
         best = self.scorer.scores(self.representation.embed(images)).argmax(axis=1)
         task_of_class = np.array(self._task_of_class)
         return TaskAndClass(task_of_class[best], best - np.searchsorted(task_of_class, task_of_class[best]))
 
     def within(self, images: ImageRows, task: int) -> Indices:
-        """The class of the largest score among the task's."""
+        """Predict the class of the largest score among the task's."""
         scores = self.scorer.scores(self.representation.embed(images))
         return cast(Indices, scores[:, np.array(self._task_of_class) == task].argmax(axis=1))
 
     def stored_bytes(self) -> int:
-        """The scorer's and the representation's."""
+        """Return the size of scorer and representation."""
         return self.scorer.stored_bytes() + self.representation.stored_bytes()
 
 
@@ -72,11 +78,11 @@ class CosineMeans:
         self._means += [h[labels == label].mean(axis=0, dtype=np.float64) for label in range(classes)]
 
     def scores(self, h: Embeddings) -> Matrix:
-        """Cosine to every mean."""
+        """Return the cosine of each embedding to every mean."""
         return _unit(h.astype(np.float64)) @ _unit(np.stack(self._means)).T
 
     def stored_bytes(self) -> int:
-        """The means."""
+        """Return the size of the means."""
         return 4 * sum(mean.size for mean in self._means)
 
 
@@ -97,7 +103,7 @@ class StreamingLda:
         self._fitted = None
 
     def scores(self, h: Embeddings) -> Matrix:
-        """The discriminants, up to a constant per image."""
+        """Return the discriminants, up to a constant per image."""
         if self._fitted is None:
             means = np.concatenate([task.means for task in self._tasks])
             self._fitted = Classifier.from_covariance(means, self._covariance())
@@ -112,7 +118,7 @@ class StreamingLda:
         return cast(Matrix, (1 - self.shrinkage) * covariance + self.shrinkage * target)
 
     def stored_bytes(self) -> int:
-        """All class means and one triangle of the scatter: the sums need not be kept apart."""
+        """Return the size of all class means and one triangle of the summed scatter."""
         width = self._tasks[0].means.shape[1] if self._tasks else 0
         return 4 * (sum(task.means.size for task in self._tasks) + width * (width + 1) // 2)
 
@@ -133,7 +139,7 @@ class RandomRidge:
     _fitted: NDArray[np.float32] | None = None
 
     def add(self, h: Embeddings, labels: Labels, classes: int) -> None:
-        """Add the task's products; images of old classes count as negatives of the new ones through G alone."""
+        """Add the task's products; images of old classes count as negatives of the new ones through G."""
         lifted = self._lift(h)
         gram = lifted.T @ lifted
         self._gram = gram if self._gram is None else self._gram + gram
@@ -141,13 +147,13 @@ class RandomRidge:
         self._fitted = None
 
     def scores(self, h: Embeddings) -> Matrix:
-        """The regression's values."""
+        """Return the values of the regression."""
         if self._fitted is None:
             self._fitted = self._solve()
         return cast(Matrix, (self._lift(h) @ self._fitted).astype(np.float64))
 
     def _solve(self) -> NDArray[np.float32]:
-        assert self._gram is not None  # a scorer is asked after it has taken in a task
+        assert self._gram is not None  # scores are asked for after a task was added
         penalty = self.ridge * float(np.trace(self._gram)) / len(self._gram)
         factor = cho_factor(self._gram.astype(np.float64) + penalty * np.eye(len(self._gram)), lower=True)
         return cast(NDArray[np.float32], cho_solve(factor, np.stack(self._sums, axis=1)).astype(np.float32))
@@ -157,7 +163,7 @@ class RandomRidge:
         return cast(NDArray[np.float32], np.maximum(h @ weights, 0))
 
     def stored_bytes(self) -> int:
-        """One triangle of G, and the class sums; W follows from the seed."""
+        """Return the size of one triangle of G and of the class sums; W follows from the seed."""
         return 4 * (self.width * (self.width + 1) // 2 + self.width * len(self._sums))
 
 

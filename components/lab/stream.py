@@ -22,9 +22,14 @@ Style = Literal["plain", "negative", "edges", "grey"]
 class TaskSpec(BaseModel):
     """One task, or `parts` tasks of equally many classes of one source.
 
-    source: a zip or a folder in the data folders. folder: where in it. group: a pattern of a file's stem whose match
-    (its first group) names what may not stand in train and validation both, such as a writer. half: only one half of
-    the images, so that two styles of one source share no image.
+    Attributes:
+        source: name of a zip or a folder in the data folders.
+        folder: where in the source the images lie.
+        parts: number of tasks into which the classes are split.
+        half: use one half of the images only, so that two styles of one source share no image.
+        style: how the images are changed.
+        group: regular expression of a file's stem; its first group names what may not stand in both training and
+            validation, such as a writer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,12 +61,12 @@ class DeclaredStream:
 
 
 def known_streams() -> tuple[str, ...]:
-    """Names of the streams that come with Intaglio."""
+    """Return the names of the streams that come with Intaglio."""
     return tuple(sorted(Path(str(file)).stem for file in _shipped().iterdir() if str(file).endswith(".yaml")))
 
 
 def load_stream(name: str) -> DeclaredStream:
-    """A stream by its name, or by the path of a YAML file.
+    """Load a stream by its name, or by the path of a YAML file.
 
     Raises:
         IntaglioError: unknown, not YAML, an unknown key, or a pattern that is none.

@@ -24,7 +24,7 @@ class Labelled:
     labels: Indices
 
     def __len__(self) -> int:
-        """Number of images n."""
+        """Return the number of images n."""
         return len(self.labels)
 
 
@@ -55,7 +55,7 @@ class Caps:
 
 
 def task_order(names: Sequence[str], order: int) -> list[str]:
-    """Order 0 is the declared one, the others are drawn from their number."""
+    """Permute tasks: order 0 is the declared one, the others are drawn from their number."""
     if order == 0:
         return list(names)
     return [names[position] for position in np.random.default_rng(order).permutation(len(names))]
@@ -67,6 +67,13 @@ def make_task_sequence(
     """Split every task's training images by `seed` into train and validation, and put the tasks in an order.
 
     Validation and training share no group. An image that is also a test image of any task is not trained on.
+
+    Args:
+        table: all images of the stream, as `build_stream` returns them.
+        embedded: the same images, embedded.
+        seed: draws the validation split.
+        order: number of the permutation of the tasks.
+        caps: images per task at most.
     """
     tested = set(table.loc[table["split"] == "test", "sha256"])
     tasks, tests = [], []
@@ -98,7 +105,7 @@ def _capped(rows: pd.DataFrame, limit: int | None) -> pd.DataFrame:
 
 
 def _validation(rows: pd.DataFrame, seed: int) -> NDArray[np.bool_]:
-    """Which rows (n,) are validation: of each class a share of its groups, at least one and never all.
+    """Choose the rows (n,) of validation: of each class a share of its groups, at least one and never all.
 
     Groups that span classes (a writer) are drawn once for all classes, so that they stay whole.
     """

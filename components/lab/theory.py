@@ -1,4 +1,4 @@
-"""What the pooled Gaussian model promises about telling tasks apart, beside what a stream's test images show."""
+"""What the pooled Gaussian model promises about telling tasks apart, beside what test images show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _COMPONENTS = 32  # principal directions along which excess kurtosis is measured
 
 
 def theory(sequence: TaskSequence, config: Config, seed: int) -> dict[str, Any]:
-    """Separation, bound and measured confusion of every pair of tasks, and how far embeddings are from the model.
+    """Measure separation, bound and confusion of every pair of tasks, and how far embeddings are from the model.
+
+    Args:
+        sequence: the tasks, and the test images of each.
+        config: settings of the supports, whose coverage is measured.
+        seed: of the supports.
 
     Returns:
         tasks; delta, bound, gaussian and measured (T, T); delta_by_tasks: smallest and median separation, and
@@ -65,7 +70,7 @@ def _separation_of(statistics: Sequence[Statistics], test: Sequence[Labelled]) -
 
 
 def _kurtosis(task: TaskData) -> dict[str, float]:
-    """Excess kurtosis of within-class residuals along their first principal directions."""
+    """Measure excess kurtosis of within-class residuals along their first principal directions."""
     h = task.train.images.h0.astype(np.float64)
     residual = h - _statistics(task).means[task.train.labels]
     _, _, axes = np.linalg.svd(residual, full_matrices=False)
@@ -74,7 +79,7 @@ def _kurtosis(task: TaskData) -> dict[str, float]:
 
 
 def _coverage(sequence: TaskSequence, config: Config, seed: int) -> list[dict[str, Any]]:
-    """The share of test images whose own task stays in question, over all tasks and in the worst of them."""
+    """Measure the share of test images whose own task stays in the shortlist, over all tasks and in the worst one."""
     own: list[NDArray[np.float64]] = []
     others: list[Matrix] = []
     supports = [

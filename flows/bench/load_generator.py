@@ -29,7 +29,15 @@ _PAUSE = 0.05  # after a documented overload
 
 @dataclass(frozen=True)
 class Planned:
-    """A request and its answer: the status, and (task, label) of every image in it; (None, None) where it is broken."""
+    """A request and the expected answer.
+
+    Attributes:
+        path: of the URL.
+        content_type: of the body.
+        body: of the request.
+        status: expected of the answer.
+        answers: (task, label) of every image in the request; (None, None) for a broken one.
+    """
 
     path: str
     content_type: str
@@ -40,7 +48,18 @@ class Planned:
 
 @dataclass
 class Report:
-    """What came back. lost: requests without an answer. wrong: other answers than planned. seconds: of each request."""
+    """What came back.
+
+    Attributes:
+        statuses: number of answers of each HTTP status.
+        versions: number of answers of each version of the model.
+        overloaded: answers with status 503 and a time to retry.
+        images: in all answers.
+        lost: requests without an answer, one line each.
+        wrong: other answers than planned, one line each.
+        seconds: of each request.
+        wall_seconds: of the whole run.
+    """
 
     statuses: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
@@ -53,12 +72,12 @@ class Report:
 
 
 def write_plan(path: Path, plan: Sequence[Planned]) -> None:
-    """Requests for `python -m flows.bench.load_generator`."""
+    """Write requests for `python -m flows.bench.load_generator`."""
     write_json(path, [asdict(planned) | {"body": b64encode(planned.body).decode()} for planned in plan])
 
 
 def read_plan(path: Path) -> list[Planned]:
-    """As `write_plan` wrote them."""
+    """Read requests that `write_plan` wrote."""
     return [
         Planned(
             row["path"],
@@ -72,7 +91,14 @@ def read_plan(path: Path) -> list[Planned]:
 
 
 async def load(address: str, plan: Sequence[Planned], connections: int, stop: asyncio.Event) -> Report:
-    """Send the plan round and round over `connections` connections, each one request at a time, until `stop`."""
+    """Send the requests of a plan over and over, until `stop`.
+
+    Args:
+        address: of the server.
+        plan: the requests.
+        connections: open at the same time; each sends one request at a time.
+        stop: ends the load when it is set.
+    """
     report, turns, start = Report(), itertools.cycle(plan), time.perf_counter()
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
     async with aiohttp.ClientSession(address, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -106,7 +132,7 @@ async def _one_connection(
 
 
 def _fault(planned: Planned, status: int, body: bytes) -> str:
-    """How an answer differs from the plan; "" if it does not."""
+    """Describe how an answer differs from the plan; "" if it does not."""
     try:
         answers = _answers(json.loads(body))
     except (ValueError, TypeError, AttributeError):

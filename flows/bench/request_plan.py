@@ -23,7 +23,13 @@ _FORMS = ("raw", "upload", "json", "list", "invocations")
 
 
 def test_files(root: Path, config: Config, most: int) -> list[Path]:
-    """Test images of every task of a project that has been run, in an order drawn once; `most` at most."""
+    """List test images of all tasks, in an order drawn once.
+
+    Args:
+        root: a project that has been run.
+        config: its configuration.
+        most: images at most.
+    """
     paths = [
         root / config.stream.tasks[task].folder / path
         for task in config.tasks
@@ -34,7 +40,7 @@ def test_files(root: Path, config: Config, most: int) -> list[Path]:
 
 
 def plain_plan(files: Sequence[Path], predictor: Predictor) -> list[Planned]:
-    """Every image as the body of a request, with the answer that the predictor gives when asked directly."""
+    """Plan a request for each image, with the answer that the predictor gives directly."""
     images = [open_image(path, predictor.limits) for path in files]
     found = [(one.task, one.label) for one in predictor.predict(images)]
     return [
@@ -44,7 +50,7 @@ def plain_plan(files: Sequence[Path], predictor: Predictor) -> list[Planned]:
 
 
 def mixed_plan(plain: Sequence[Planned]) -> list[Planned]:
-    """The same images in all forms in turn, every fifth request with a broken image in place of one or beside it."""
+    """Plan the same images in all forms in turn; every fifth request has a broken image, alone or beside a good one."""
     broken, plan = broken_images(plain[0].body), []
     for number, planned in enumerate(plain):
         form = _FORMS[number % len(_FORMS)]

@@ -1,4 +1,4 @@
-"""A server to try things on: a scratch project with a registry of its own, and `intaglio serve` in a child process."""
+"""A server for measurements: a scratch project with its own registry, and `intaglio serve` in a child process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def scratch_registry(root: Path, bundles: Sequence[Path]) -> MlflowClient:
 
 
 def make_champion(client: MlflowClient, number: int) -> None:
-    """Move the alias."""
+    """Move the champion's alias to a version."""
     client.set_registered_model_alias(MODEL, CHAMPION, str(number))
 
 
@@ -52,33 +52,33 @@ class ServerProcess:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def said(self) -> str:
-        """What it printed so far."""
+    def output(self) -> str:
+        """Return what it printed so far."""
         return self.log.read_text()
 
     def address(self) -> str:
-        """Where it listens, once it is ready.
+        """Wait until it is ready, and return its address.
 
         Raises:
             IntaglioError: it ended, or is not ready in time.
         """
         deadline = time.monotonic() + _START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
-            for line in self.said().splitlines():
+            for line in self.output().splitlines():
                 if line.startswith("ready: "):
                     return line.rpartition(" ")[2]
             time.sleep(0.05)
-        raise IntaglioError(f"the server did not start; its last words: {self.said()[-300:]}")
+        raise IntaglioError(f"the server did not start; its last output: {self.output()[-300:]}")
 
     def stop(self) -> int:
-        """Ask it to end as a supervisor does, and wait; returns its exit status."""
+        """Send SIGTERM, wait for the end, and return the exit status."""
         self.process.terminate()
         return self.process.wait(_STOP_SECONDS)
 
 
 @contextmanager
 def serving(root: Path, log: Path, *options: str) -> Iterator[ServerProcess]:
-    """A server of the project at `root` on a free port of this machine, for as long as the block runs."""
+    """Run a server of the project at `root` on a free port of this machine, for as long as the block runs."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*_COMMAND, "--port", "0", *options],

@@ -37,7 +37,15 @@ _LONGEST = 300.0  # seconds of load at most while two reloads are waited for
 
 @dataclass(frozen=True)
 class ServerBenchSettings:
-    """How much to measure. seconds: of every turn; rounds: turns of every way; connections: of the load generator."""
+    """How much to measure.
+
+    Attributes:
+        seconds: of every turn.
+        rounds: turns of every way to serve.
+        connections: of the load generator.
+        batch: images predicted together at most.
+        device: auto, cpu, cuda or mps.
+    """
 
     seconds: float = 5.0
     rounds: int = 3
@@ -47,7 +55,7 @@ class ServerBenchSettings:
 
 
 @dataclass(frozen=True)
-class _BenchSetting:
+class _Bench:
     """Where the measurement happens: a scratch folder, the bundle, the images, and a Predictor of the same bundle."""
 
     folder: Path
@@ -63,7 +71,12 @@ class _BenchSetting:
 
 
 def bench_serve(root: Path, bundle: Path, settings: ServerBenchSettings) -> dict[str, Any]:
-    """Measure a bundle's server with the test images of the project at `root`.
+    """Measure a bundle's server.
+
+    Args:
+        root: a project that has been run; its test images are sent.
+        bundle: folder of the bundle to serve.
+        settings: how much to measure.
 
     Returns:
         The report; `failures` lists what may not happen: a lost request, a wrong answer, an undocumented 5xx, a server
@@ -74,24 +87,24 @@ def bench_serve(root: Path, bundle: Path, settings: ServerBenchSettings) -> dict
     """
     files = test_files(root, load_config(root / "params.yaml"), _IMAGES)
     with tempfile.TemporaryDirectory(prefix="intaglio-bench-") as scratch, ExitStack() as stack:
-        ground = _BenchSetting(Path(scratch), files, Predictor.load(bundle, settings.device), settings)
-        plain = plain_plan(files, ground.predictor)
-        project = ground.folder / "project"
+        bench = _Bench(Path(scratch), files, Predictor.load(bundle, settings.device), settings)
+        plain = plain_plan(files, bench.predictor)
+        project = bench.folder / "project"
         client = scratch_registry(project, [bundle, bundle])
         options = ("--device", settings.device, *_POLL)
         batched = stack.enter_context(
-            serving(project, ground.folder / "batched.log", "--batch", str(settings.batch), *options)
+            serving(project, bench.folder / "batched.log", "--batch", str(settings.batch), *options)
         )
-        single = stack.enter_context(serving(project, ground.folder / "single.log", "--batch", "1", *options))
-        speed = _speed(ground, plain, batched, single)
+        single = stack.enter_context(serving(project, bench.folder / "single.log", "--batch", "1", *options))
+        speed = _speed(bench, plain, batched, single)
         single.stop()
-        load, exit_status = _reloads(ground, client, mixed_plan(plain), batched)
+        load, exit_status = _reloads(bench, client, mixed_plan(plain), batched)
     report = {"settings": vars(settings), "speed": speed, "load": load, "exit_status": exit_status}
     return report | {"failures": failures_of(load, exit_status)}
 
 
 def failures_of(load: dict[str, Any], exit_status: int) -> list[str]:
-    """What may not happen under load, one line each; empty if all is well."""
+    """List what may not happen under load, one line each; empty if all is well."""
     undocumented = {
         status: count
         for status, count in load["statuses"].items()
@@ -108,18 +121,18 @@ def failures_of(load: dict[str, Any], exit_status: int) -> list[str]:
 
 
 def _speed(
-    ground: _BenchSetting, plain: Sequence[Planned], batched: ServerProcess, single: ServerProcess
+    bench: _Bench, plain: Sequence[Planned], batched: ServerProcess, single: ServerProcess
 ) -> list[dict[str, Any]]:
-    """Images per second of four ways that take turns, medians over the rounds; `ratio` is to the direct Predictor."""
-    path, many = ground.plan("plain", plain), ground.settings.connections
+    """Measure four ways that take turns: medians over the rounds; `ratio` is to the direct Predictor."""
+    path, many = bench.plan("plain", plain), bench.settings.connections
     ways: dict[str, Callable[[], dict[str, float]]] = {
-        "direct": lambda: _direct(ground),
-        "served_batched": lambda: _served(batched.address(), path, many, ground.settings.seconds),
-        "served_unbatched": lambda: _served(single.address(), path, many, ground.settings.seconds),
-        "served_one_by_one": lambda: _served(batched.address(), path, 1, ground.settings.seconds),
+        "direct": lambda: _direct(bench),
+        "served_batched": lambda: _served(batched.address(), path, many, bench.settings.seconds),
+        "served_unbatched": lambda: _served(single.address(), path, many, bench.settings.seconds),
+        "served_one_by_one": lambda: _served(batched.address(), path, 1, bench.settings.seconds),
     }
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for _ in range(ground.settings.rounds):
+    for _ in range(bench.settings.rounds):
         for way, measure in ways.items():
             found[way].append(measure())
     rows = [{"way": way} | _medians(turns) for way, turns in found.items()]
@@ -129,13 +142,13 @@ def _speed(
     return rows
 
 
-def _direct(ground: _BenchSetting) -> dict[str, float]:
+def _direct(bench: _Bench) -> dict[str, float]:
     """Decode and predict in this process, batch after batch: what a script without a server would do."""
     images, start = 0, time.perf_counter()
-    while time.perf_counter() - start < ground.settings.seconds:
-        first = images % len(ground.files)
-        files = ground.files[first : first + ground.settings.batch]
-        ground.predictor.predict([open_image(path, ground.predictor.limits) for path in files])
+    while time.perf_counter() - start < bench.settings.seconds:
+        first = images % len(bench.files)
+        files = bench.files[first : first + bench.settings.batch]
+        bench.predictor.predict([open_image(path, bench.predictor.limits) for path in files])
         images += len(files)
     return {"images_per_second": images / (time.perf_counter() - start)}
 
@@ -158,32 +171,32 @@ def _start_load(address: str, plan: Path, connections: int, seconds: float) -> s
 
 
 def _report(generator: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for the load generator, and sum up what it says."""
+    """Wait for the load generator, and sum up its report."""
     assert generator.stdout is not None
     text = generator.stdout.read()
     if generator.wait():
         raise IntaglioError(f"the load generator ended with status {generator.returncode}")
-    said: dict[str, Any] = json.loads(text)
-    milliseconds = np.quantile(said.pop("seconds") or [np.nan], (0.5, 0.95, 0.99)) * 1e3
-    said |= dict(zip(("p50_ms", "p95_ms", "p99_ms"), np.round(milliseconds, 2).tolist(), strict=True))
-    requests = sum(said["statuses"].values())
-    return said | {
+    report: dict[str, Any] = json.loads(text)
+    milliseconds = np.quantile(report.pop("seconds") or [np.nan], (0.5, 0.95, 0.99)) * 1e3
+    report |= dict(zip(("p50_ms", "p95_ms", "p99_ms"), np.round(milliseconds, 2).tolist(), strict=True))
+    requests = sum(report["statuses"].values())
+    return report | {
         "requests": requests,
-        "requests_per_second": round(requests / said["wall_seconds"], 1),
-        "lost_requests": len(said["lost"]),
-        "wrong_answers": len(said["wrong"]),
+        "requests_per_second": round(requests / report["wall_seconds"], 1),
+        "lost_requests": len(report["lost"]),
+        "wrong_answers": len(report["wrong"]),
     }
 
 
 def _reloads(
-    ground: _BenchSetting, client: MlflowClient, plan: Sequence[Planned], server: ServerProcess
+    bench: _Bench, client: MlflowClient, plan: Sequence[Planned], server: ServerProcess
 ) -> tuple[dict[str, Any], int]:
     """Load with broken images among good ones while the alias moves to version 2 and back; then SIGTERM."""
     address = server.address()
-    connections = ground.settings.connections
-    generator = _start_load(address, ground.plan("mixed", plan), connections, _LONGEST)
+    connections = bench.settings.connections
+    generator = _start_load(address, bench.plan("mixed", plan), connections, _LONGEST)
     assert generator.stdin is not None
-    time.sleep(ground.settings.seconds / 2)
+    time.sleep(bench.settings.seconds / 2)
     deadline, reloads = time.monotonic() + 0.8 * _LONGEST, []
     for number in (2, 1):
         make_champion(client, number)
@@ -191,7 +204,7 @@ def _reloads(
         if not _until_served(address, str(number), deadline):
             break
         reloads.append(round(time.monotonic() - start, 2))
-        time.sleep(ground.settings.seconds / 2)
+        time.sleep(bench.settings.seconds / 2)
     generator.stdin.close()
     report = _report(generator)
     report |= {"reloads": len(reloads), "reload_seconds": reloads}

@@ -27,13 +27,17 @@ def inference(
     The file has what is measured so far after every number of tasks.
     """
     from components.bench.inference import bench_inference
+    from components.bench.machine import provenance
     from components.bench.retrieval import bench_retrieval
     from components.io import write_json
     from flows.settings import find_root
 
     numbers = _numbers("--tasks", counts)
-    found = bench_inference(find_root(), numbers, images, rounds, memory, lambda rows: write_json(report, rows))
-    write_json(report, found | {"retrieval": bench_retrieval(find_root())})
+    origin = provenance("components.bench.inference")
+    found = bench_inference(
+        find_root(), numbers, images, rounds, memory, lambda rows: write_json(report, origin | rows)
+    )
+    write_json(report, origin | found | {"retrieval": bench_retrieval(find_root())})
 
 
 @bench.command()
@@ -50,7 +54,9 @@ def train(
     settings: Set = None,
 ) -> None:
     """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
-    from components.bench.training import WAYS, bench_train
+    from components.bench.machine import provenance
+    from components.bench.training import bench_train
+    from components.bench.training_ways import WAYS
     from components.io import write_json
     from flows.settings import find_root
 
@@ -61,7 +67,7 @@ def train(
     if unknown := [way for way in ways if way not in WAYS]:
         raise IntaglioError(f"--ways {unknown[0]!r}: unknown; known: {', '.join(WAYS)}")
     found = bench_train(find_root(), blocks, images, epochs, tasks, memory, shorter, seeds, ways, settings or ())
-    write_json(report, found)
+    write_json(report, provenance("components.bench.training") | found)
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -85,6 +91,7 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Load the server on this machine, with broken images and two reloads; fails if a request is lost."""
+    from components.bench.machine import provenance
     from components.io import write_json
     from flows.prediction.request import champion_bundle
     from flows.settings import enter, find_root
@@ -97,7 +104,7 @@ def serve(
     found = bench_serve(
         root, bundle or champion_bundle(root), ServerBenchSettings(seconds, rounds, connections, batch, device)
     )
-    write_json(report, found)
+    write_json(report, provenance("components.inference.predictor") | found)
     if found["failures"]:
         raise IntaglioError("\n".join(found["failures"]))
 
@@ -170,13 +177,11 @@ def quality(
 
 @bench.command()
 def report(
-    results: Annotated[Path | None, typer.Option(help="Stored results; default: docs/results.")] = None,
-    page: Annotated[Path | None, typer.Option(help="The page to write; default: docs/results.md.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of stored results; default: docs/results.")] = None,
 ) -> None:
-    """Write docs/results.md, with its figures, from the stored results."""
-    from components.lab.results_page import write_results
+    """Write the pages of docs/results, with their figures, from the stored results."""
+    from components.lab.pages.write import write_pages
     from flows.settings import find_root
 
-    root = find_root()
-    for path in write_results(results or root / "docs/results", page or root / "docs/results.md"):
+    for path in write_pages(results or find_root() / "docs/results"):
         print(path)

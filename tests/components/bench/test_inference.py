@@ -56,7 +56,7 @@ def test_retrieval_alone_is_measured_against_scoring_every_class(learned: Path) 
 def test_mirrored_tasks_keep_their_shape(learned: Path, config: Config) -> None:
     real = [read_signature(learned / "models/signatures", task).statistics for task in config.tasks]
     few, many = PooledRetriever.fit(real), multiply(real, 7)
-    assert len(many.owner) == 2 * len(few.owner) + 3
+    assert len(many.task_of_class) == 2 * len(few.task_of_class) + 3
     np.testing.assert_allclose(many.centers[: len(few.centers)], few.centers, atol=1e-8)
     np.testing.assert_allclose(distances(many)[8:11, 8:11], distances(few)[:3, :3], rtol=1e-6, atol=1e-4)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.bench.training import COMPARED, WAYS, bench_train
+from components.bench.training import COMPARED, bench_train
+from components.bench.training_ways import WAYS
 
 
 def test_every_way_learns_the_same(stream: Path) -> None:

@@ -91,12 +91,12 @@ def laboratory(project: Path, lab_config: Config) -> Laboratory:
 
 
 @pytest.fixture(scope="session")
-def lab_bench(laboratory: Laboratory, project: Path) -> PreparedStream:
+def lab_stream(laboratory: Laboratory, project: Path) -> PreparedStream:
     """The small stream, built and embedded."""
     return PreparedStream(laboratory, load_stream(str(project / "small.yaml")), Caps())
 
 
 @pytest.fixture(scope="session")
-def sequence(lab_bench: PreparedStream) -> TaskSequence:
+def sequence(lab_stream: PreparedStream) -> TaskSequence:
     """Seed 0, declared order."""
-    return make_task_sequence(lab_bench.table, lab_bench.embedded, 0, 0, Caps())
+    return make_task_sequence(lab_stream.table, lab_stream.embedded, 0, 0, Caps())

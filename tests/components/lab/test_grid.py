@@ -1,4 +1,4 @@
-"""The grid: what is finished is kept, to the cell, whatever kills it; the page is made from what is stored."""
+"""The grid: finished experiments are kept, however a run ends."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from components.errors import IntaglioError
-from components.io import read_json, read_table, write_json
+from components.io import read_json, read_table
 from components.lab.experiment import Row
-from components.lab.grid import Experiment, GridPlan, Laboratory, PreparedStream, flat_row, run_plan
+from components.lab.grid import Experiment, GridPlan, Laboratory, PreparedStream, run_plan
 from components.lab.method_registry import METHODS
-from components.lab.results_page import write_results
 from components.lab.stream import load_stream
-from components.lab.task_sequence import Caps, TaskSequence
-from components.lab.theory import theory
+from components.lab.task_sequence import Caps
 from components.params import with_settings
-from flows.bench.quality import QualityRequest, chosen_methods, quality, store_rows
+from flows.bench.quality import QualityRequest, chosen_methods, quality
 
 METHOD_NAMES = ("frozen_ncm", "frozen_slda", "intaglio_frozen")
 
@@ -41,7 +38,7 @@ def plan(project: Path, seeds: int = 2, orders: int = 2, methods: tuple[str, ...
     return GridPlan(load_stream(str(project / "small.yaml")), methods, seeds, orders, Caps())
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(
+def test_a_second_run_computes_nothing_and_returns_the_same(
     own: Laboratory, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run_plan(own, plan(project), jobs=1)
@@ -75,24 +72,24 @@ run_plan(laboratory, GridPlan(load_stream(str(root / "small.yaml")), ("frozen_nc
 def test_a_killed_grid_goes_on_where_it_was(project: Path, own: Laboratory, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _CHILD, str(project), str(own.folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    cells = own.folder / "cells" / "small"
+    stored = own.folder / "experiments" / "small"
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     end = time.monotonic() + 120
-    while len(list(cells.glob("[!.]*.json"))) < 3 and time.monotonic() < end and child.poll() is None:
+    while len(list(stored.glob("[!.]*.json"))) < 3 and time.monotonic() < end and child.poll() is None:
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    finished = {path.name: path.read_bytes() for path in cells.glob("[!.]*.json")}
+    finished = {path.name: path.read_bytes() for path in stored.glob("[!.]*.json")}
     assert 3 <= len(finished) < 8
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.count(": found") == len(finished)
     assert done.stdout.count(": computing") == 8 - len(finished)
-    after = {path.name: path.read_bytes() for path in cells.glob("[!.]*.json")}
+    after = {path.name: path.read_bytes() for path in stored.glob("[!.]*.json")}
     assert len(after) == 8
     assert finished.items() <= after.items()
     clean = Laboratory(project, tmp_path / "clean", own.data, own.config)
     expected = run_plan(clean, plan(project, methods=("frozen_ncm", "intaglio_own")), jobs=1)
-    assert figures(expected) == figures([read_json(cells / name) for name in _in_order(expected, after)])
+    assert figures(expected) == figures([read_json(stored / name) for name in _in_order(expected, after)])
 
 
 def _in_order(rows: list[Row], names: dict[str, bytes]) -> list[str]:
@@ -101,8 +98,8 @@ def _in_order(rows: list[Row], names: dict[str, bytes]) -> list[str]:
 
 
 def test_settings_are_chosen_on_validation_once_and_recorded(own: Laboratory, project: Path) -> None:
-    bench = PreparedStream(own, load_stream(str(project / "small.yaml")), Caps())
-    row = bench.cell(Experiment("frozen_slda", 1, 1))
+    stream = PreparedStream(own, load_stream(str(project / "small.yaml")), Caps())
+    row = stream.run(Experiment("frozen_slda", 1, 1))
     (record,) = (own.folder / "tuned" / "small").glob("*.json")
     facts = read_json(record)
     tried = facts["validation_accuracy"]
@@ -110,7 +107,7 @@ def test_settings_are_chosen_on_validation_once_and_recorded(own: Laboratory, pr
     assert len(tried) == len(METHODS["frozen_slda"].grid)
 
 
-def test_a_change_of_settings_is_another_cell(
+def test_a_change_of_settings_is_another_experiment(
     own: Laboratory, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_plan(own, plan(project, 1, 1, ("signature_dpgmm",)), jobs=1)
@@ -134,37 +131,6 @@ def test_methods_are_named_or_grouped() -> None:
         chosen_methods("frozen_ncm,magic")
 
 
-def test_the_page_shows_every_stored_method_with_its_source(
-    laboratory: Laboratory, lab_bench: PreparedStream, project: Path, tmp_path: Path
-) -> None:
-    rows = run_plan(laboratory, plan(project), jobs=1)
-    source = {"command": "intaglio bench quality", "machine": "a machine", "date": "2026-01-01", "variant": ""}
-    table = pd.DataFrame([source | flat_row(row) for row in rows])
-    folder = tmp_path / "results"
-    store_rows(folder / "quality" / "small.parquet", table)
-    store_rows(folder / "quality" / "small.parquet", table)
-    assert len(read_table(folder / "quality" / "small.parquet")) == len(rows)
-    (folder / "10-hand.md").write_text("## Written by hand\n")
-    speeds = [("backbone", 2, 1.0), ("backbone", 50, 1.0), ("shortlist", 50, 0.84), ("shortlist", 2, 0.9)]
-    rows_of_bench = [{"engine": engine, "tasks": tasks, "ratio_to_backbone": ratio} for engine, tasks, ratio in speeds]
-    write_json(folder / "inference.json", {"device": "a device", "rows": rows_of_bench})
-    written = write_results(folder, tmp_path / "results.md")
-    page = (tmp_path / "results.md").read_text()
-    for expected in (*METHOD_NAMES, "Written by hand", "a machine", "2026-01-01", "| 4 |", "a device", "| 0.84 |"):
-        assert expected in page
-    assert "shortlist" in (folder / "figures" / "cost.svg").read_text()
-    before = {path: path.read_bytes() for path in written}
-    write_results(folder, tmp_path / "results.md")
-    assert {path: path.read_bytes() for path in written} == before
-    assert folder / "figures" / "budget.svg" not in written
-    cut = table.head(2).assign(method="intaglio", variant="finetune.max_rank=4")
-    store_rows(folder / "quality" / "small.parquet", cut)
-    assert folder / "figures" / "budget.svg" in write_results(folder, tmp_path / "results.md")
-    assert "figures/budget.svg" in (tmp_path / "results.md").read_text()
-    with pytest.raises(IntaglioError, match="folder not found"):
-        write_results(tmp_path / "nowhere", tmp_path / "page.md")
-
-
 def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) -> None:
     request = QualityRequest(
         (str(project / "small.yaml"),), ("frozen_ncm",), 1, 2, Caps(test=5), (), (project / "zips",), jobs=1
@@ -172,21 +138,4 @@ def test_quality_writes_rows_with_their_origin(project: Path, tmp_path: Path) ->
     rows = quality(project, request, tmp_path)
     stored = read_table(tmp_path / "small.parquet")
     assert len(stored) == len(rows) == 2
-    assert {"command", "machine", "date", "accuracy_final", "bytes_per_task", "learning_seconds"} <= set(stored)
-
-
-def test_theory_is_symmetric_complete_and_shown(
-    lab_bench: PreparedStream, sequence: TaskSequence, tmp_path: Path
-) -> None:
-    found = theory(sequence, lab_bench.laboratory.config, 0)
-    count = len(found["tasks"])
-    assert [len(found[key]) for key in ("delta", "bound", "gaussian", "measured")] == [count] * 4
-    assert found["delta"][0][1] == pytest.approx(found["delta"][1][0])
-    assert [row["tasks"] for row in found["delta_by_tasks"]] == [2, 3, 4]
-    coverage = [row["coverage"] for row in found["coverage"]]
-    assert coverage == sorted(coverage, reverse=True)
-    facts = {"command": "c", "machine": "m", "date": "d", "description": "x"}
-    write_json(tmp_path / "quality" / "small.theory.json", facts | found)
-    write_results(tmp_path, tmp_path / "page.md")
-    assert "theory-small.svg" in (tmp_path / "page.md").read_text()
-    assert (tmp_path / "figures" / "theory-small.svg").read_bytes().startswith(b"<?xml")
+    assert {"command", "code", "machine", "date", "accuracy_final", "bytes_per_task", "learning_seconds"} <= set(stored)

@@ -1,4 +1,4 @@
-"""Methods: each against its definition computed another way; none looks at its neighbours or changes by being asked."""
+"""Methods: each against its definition computed another way; no prediction depends on other images."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_the_random_ridge_is_scikit_learns_on_the_lifted_features() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_an_answer_depends_on_its_image_alone_and_asking_changes_nothing(
-    name: str, sequence: TaskSequence, lab_bench: PreparedStream
+def test_a_prediction_depends_on_its_image_alone_and_changes_nothing(
+    name: str, sequence: TaskSequence, lab_stream: PreparedStream
 ) -> None:
-    method = learned(name, sequence, lab_bench.store)
+    method = learned(name, sequence, lab_stream.store)
     rows = np.concatenate([part.images.rows for part in sequence.test])
-    images = ImageRows(lab_bench.embedded, rows)
+    images = ImageRows(lab_stream.embedded, rows)
     whole, again = method.predict(images), method.predict(images)
     np.testing.assert_array_equal(whole.task, again.task)
     np.testing.assert_array_equal(whole.label, again.label)
@@ -81,36 +81,36 @@ def test_an_answer_depends_on_its_image_alone_and_asking_changes_nothing(
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_method_learns_something_and_says_what_it_keeps(
-    name: str, sequence: TaskSequence, lab_bench: PreparedStream
+def test_a_method_learns_something_and_counts_what_it_keeps(
+    name: str, sequence: TaskSequence, lab_stream: PreparedStream
 ) -> None:
-    recipe = METHODS[name]
-    row = run_experiment(recipe, sequence, lab_bench.store, 0, recipe.grid[0])
+    entry = METHODS[name]
+    row = run_experiment(entry, sequence, lab_stream.store, 0, entry.grid[0])
     classes = sum(task.classes for task in sequence.tasks)
     assert row["accuracy_final"] > 1.5 / classes  # random weights, yet better than a guess
     assert row["task_aware_accuracy"] >= row["accuracy_final"] - 1e-9
     assert row["bytes_per_task"] > 0
     shares = np.array(row["retrieval_matrix"])
     np.testing.assert_allclose(shares.sum(axis=1), 1)
-    if not recipe.final_only:
+    if not entry.final_only:
         assert [len(line) for line in row["accuracy_matrix"]] == [1, 2, 3, 4]
         assert row["forgetting"] >= 0
 
 
-def test_retrieval_does_not_depend_on_the_order_of_tasks(sequence: TaskSequence, lab_bench: PreparedStream) -> None:
+def test_retrieval_does_not_depend_on_the_order_of_tasks(sequence: TaskSequence, lab_stream: PreparedStream) -> None:
     order = [2, 0, 3, 1]
     other = TaskSequence(tuple(sequence.tasks[k] for k in order), tuple(sequence.test[k] for k in order))
     images = sequence.test[1].images
     for name in ("intaglio_frozen", "signature_kmeans", "signature_gaussian", "signature_dpgmm", "frozen_slda"):
-        first, second = (learned(name, made, lab_bench.store).predict(images) for made in (sequence, other))
+        first, second = (learned(name, made, lab_stream.store).predict(images) for made in (sequence, other))
         np.testing.assert_array_equal(first.task, np.array(order)[second.task])
         np.testing.assert_array_equal(first.label, second.label)
 
 
 def test_modules_that_stand_alone_are_shared_by_all_orders_and_composed_ones_are_not(
-    sequence: TaskSequence, lab_bench: PreparedStream
+    sequence: TaskSequence, lab_stream: PreparedStream
 ) -> None:
-    store = lab_bench.store
+    store = lab_stream.store
     first, second = sequence.tasks[:2]
     alone = store.module(second, "base", 0)
     after = store.module(second, store.module(first, "base", 0), 0)
@@ -119,28 +119,28 @@ def test_modules_that_stand_alone_are_shared_by_all_orders_and_composed_ones_are
 
 
 def test_embeddings_under_a_module_are_the_same_after_a_reload(
-    sequence: TaskSequence, lab_bench: PreparedStream
+    sequence: TaskSequence, lab_stream: PreparedStream
 ) -> None:
     task, images = sequence.tasks[0], sequence.test[0].images
-    name = lab_bench.store.module(task, "base", 0)
-    kept = lab_bench.store.embed(name, images)
-    laboratory = lab_bench.laboratory
+    name = lab_stream.store.module(task, "base", 0)
+    kept = lab_stream.store.embed(name, images)
+    laboratory = lab_stream.laboratory
     fresh = ModuleStore(laboratory.root, laboratory.folder, laboratory.config)
     one_by_one = np.concatenate([fresh.embed(name, images.take(np.array([row]))) for row in range(len(images))])
     np.testing.assert_allclose(one_by_one, kept, atol=1e-5)
     assert np.abs(kept - images.h0).max() > 1e-3  # the module does something
 
 
-def test_the_lda_of_a_task_is_the_one_that_is_served(sequence: TaskSequence, lab_bench: PreparedStream) -> None:
-    method = learned("intaglio_frozen", sequence, lab_bench.store)
+def test_the_lda_of_a_task_is_the_one_that_is_served(sequence: TaskSequence, lab_stream: PreparedStream) -> None:
+    method = learned("intaglio_frozen", sequence, lab_stream.store)
     task, part = sequence.tasks[0], sequence.test[0]
     classifier = Classifier.fit(task.train.images.h0, task.train.labels, task.classes)
     expected = classifier.log_probabilities(part.images.h0).argmax(axis=1)
     np.testing.assert_array_equal(method.within(part.images, 0), expected)
 
 
-def test_a_module_is_trained_once_and_cut_to_any_rank(sequence: TaskSequence, lab_bench: PreparedStream) -> None:
-    whole, images = lab_bench.store, sequence.test[0].images
+def test_a_module_is_trained_once_and_cut_to_any_rank(sequence: TaskSequence, lab_stream: PreparedStream) -> None:
+    whole, images = lab_stream.store, sequence.test[0].images
     name = whole.module(sequence.tasks[1], whole.module(sequence.tasks[0], "base", 0), 0)
     finetune = whole.config.finetune
     made, found = set((whole.folder / "modules").iterdir()), {}

@@ -50,8 +50,8 @@ def test_an_unknown_stream_lists_what_there_is() -> None:
         load_stream("shfit")
 
 
-def test_a_built_stream_has_its_tasks_splits_and_styles(lab_bench: PreparedStream) -> None:
-    table = lab_bench.table
+def test_a_built_stream_has_its_tasks_splits_and_styles(lab_stream: PreparedStream) -> None:
+    table = lab_stream.table
     assert list(dict.fromkeys(table["task"])) == ["digits_1", "digits_2", "digits_3", "negative"]
     classes = table.groupby("task")["label"].nunique()
     assert classes.tolist() == [3, 3, 3, 9]
@@ -90,9 +90,9 @@ def test_orders_are_permutations_and_the_first_is_declared() -> None:
     assert all(sorted(order) == names for order in drawn)
 
 
-def test_train_validation_and_test_share_nothing_and_caps_hold(lab_bench: PreparedStream) -> None:
+def test_train_validation_and_test_share_nothing_and_caps_hold(lab_stream: PreparedStream) -> None:
     for seed in range(3):
-        made = make_task_sequence(lab_bench.table, lab_bench.embedded, seed, 1, Caps(train=30, test=10))
+        made = make_task_sequence(lab_stream.table, lab_stream.embedded, seed, 1, Caps(train=30, test=10))
         test = np.concatenate([part.images.rows for part in made.test])
         for task, part in zip(made.tasks, made.test, strict=True):
             assert len(task.train) + len(task.val) <= 30
@@ -102,14 +102,14 @@ def test_train_validation_and_test_share_nothing_and_caps_hold(lab_bench: Prepar
             assert set(task.train.labels) == set(range(task.classes)) == set(task.val.labels)
 
 
-def test_groups_are_never_separated(lab_bench: PreparedStream) -> None:
-    table = lab_bench.table.copy()
+def test_groups_are_never_separated(lab_stream: PreparedStream) -> None:
+    table = lab_stream.table.copy()
     table["group"] = table["path"].str[-7:]  # the number of an image: a "writer" of several classes
-    made = make_task_sequence(table, lab_bench.embedded, 0, 0, Caps())
+    made = make_task_sequence(table, lab_stream.embedded, 0, 0, Caps())
     writer = dict(zip(table["sha256"], table["group"], strict=True))
     for task in made.tasks:
         groups = [
-            {writer[lab_bench.embedded.sha256[row]] for row in part.images.rows} for part in (task.train, task.val)
+            {writer[lab_stream.embedded.sha256[row]] for row in part.images.rows} for part in (task.train, task.val)
         ]
         assert groups[0]
         assert groups[1]

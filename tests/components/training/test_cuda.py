@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from components.bench.gpu import covered
-from components.bench.training import WAYS, bench_train
+from components.bench.training import bench_train
+from components.bench.training_ways import WAYS
 from components.config import Config
 from components.errors import IntaglioError
 from components.io import sha256_file

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.bench.load_generator import Planned, Report, load
 from flows.bench.serving import ServerBenchSettings, bench_serve, failures_of
-from tests.flows.serving.conftest import World
 
 GOOD: dict[str, Any] = {
     "statuses": {"200": 90, "422": 5, "503": 5},
@@ -22,9 +22,9 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_a_small_run(world_template: World) -> None:
+def test_a_small_run(learned_template: Path) -> None:
     settings = ServerBenchSettings(seconds=0.5, rounds=1, connections=16, batch=8, device="cpu")
-    report = bench_serve(world_template.bundle.parents[1], world_template.bundle, settings)
+    report = bench_serve(learned_template, learned_template / "models" / "bundle", settings)
     assert report["failures"] == []
     assert [row["way"] for row in report["speed"]] == [
         "direct",

@@ -120,8 +120,8 @@ def test_no_request_is_lost_while_the_alias_moves_twice_and_once_to_a_damaged_ve
     assert set(report.versions) == {str(WHOLE), str(OTHER)}
     assert sum(report.statuses.values()) > 100
     assert figure(address, "intaglio_batch_images_sum") > 2 * figure(address, "intaglio_batch_images_count")
-    assert f"version {DAMAGED} cannot be served" in child.said()
-    assert "Traceback" not in child.said()
+    assert f"version {DAMAGED} cannot be served" in child.output()
+    assert "Traceback" not in child.output()
 
 
 def test_overload_is_a_503_with_a_time_to_retry(server: tuple[ServerProcess, World]) -> None:
@@ -182,7 +182,7 @@ def test_sigterm_under_load_drains_and_ends_with_0(world: World, tmp_path: Path)
         assert (report.lost, report.wrong, set(report.statuses)) == ([], [], {"200", "422"})
         assert child.process.wait(PATIENCE) == 0
         assert not answers(address)
-    assert "Traceback" not in child.said()
+    assert "Traceback" not in child.output()
 
 
 @pytest.fixture
