@@ -14,6 +14,7 @@ from components.errors import IntaglioError
 from components.inference.bundle import fingerprint
 from components.inference.decoding import BATCH, Decoded, decode
 from components.inference.image_paths import as_text
+from components.inference.prediction_schema import FILE, PATH, Field, as_object
 from components.inference.predictor import Prediction, Predictor
 
 _one_at_a_time = threading.Lock()  # a Predictor serves one thread, a worker may have several
@@ -77,17 +78,6 @@ def _loaded(bundle: Path, _fingerprint: str, device: str, precision: str) -> Pre
     return Predictor.load(bundle, device, precision)
 
 
-def row_of(answer: FileAnswer) -> dict[str, Any]:
-    """The answer as a row of a table; `top` is a list of guesses, best first."""
-    found = answer.prediction
-    if found is None:
-        return {"path": as_text(answer.path), "error": answer.error}
-    return {
-        "path": as_text(answer.path),
-        "task": found.task,
-        "label": found.label,
-        "task_probability": found.task_probability,
-        "probability": found.probability,
-        "p_value": found.p_value,
-        "top": [{"task": task, "label": label, "probability": share} for task, label, share in found.top],
-    }
+def row_of(answer: FileAnswer, fields: Sequence[Field] = FILE) -> dict[str, Any]:
+    """Return the answer's path and its values of `fields`, as JSON has them."""
+    return {PATH.name: as_text(answer.path)} | as_object(fields, answer.prediction or answer.error)

@@ -14,21 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.errors import IntaglioError
+from components.inference.prediction_schema import ARRAY, FILE, NUMBER, STRING, TOP, Field
 
 Row = Mapping[str, Any]
 
-_GUESSES = pa.list_(pa.struct({"task": pa.string(), "label": pa.string(), "probability": pa.float64()}))
-COLUMNS = {
-    "path": pa.string(),
-    "task": pa.string(),
-    "label": pa.string(),
-    "task_probability": pa.float64(),
-    "probability": pa.float64(),
-    "p_value": pa.float64(),
-    "error": pa.string(),
-    "top": _GUESSES,
-}
 _GROUP = 2**14  # rows in a row group of a joined parquet file; they are in memory while it is written
+
+
+def _arrow_type(field: Field) -> pa.DataType:
+    if field.type == ARRAY:
+        return pa.list_(pa.struct({item.name: _arrow_type(item) for item in field.items}))
+    return {STRING: pa.string(), NUMBER: pa.float64()}[field.type]
+
+
+COLUMNS = {field.name: _arrow_type(field) for field in FILE}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _write_csv(file: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
         writer.writerow(columns)
         for row in rows:
             # CSV has no lists.
-            writer.writerow(json.dumps(row.get("top", [])) if name == "top" else row.get(name) for name in columns)
+            writer.writerow(json.dumps(row.get(name, [])) if name == TOP.name else row.get(name) for name in columns)
 
 
 def _join_csv(file: Path, parts: Sequence[Path], columns: Sequence[str]) -> None:

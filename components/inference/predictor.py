@@ -19,7 +19,7 @@ from components.config import UNKNOWN, Backbone, Data, Embedding, Retrieval, Sho
 from components.data.images import Limits, to_square
 from components.errors import IntaglioError
 from components.inference.bundle import INDEX, RETRIEVAL, verify_bundle
-from components.io import read_arrays, read_json
+from components.io import read_arrays, read_json, sha256_file
 from components.modules.multi_module_vit import CACHE_BYTES, MultiModuleViT
 from components.retrieval.pooled import log_posterior
 from components.retrieval.shortlist import RetrievalResult, TaskRetriever
@@ -81,12 +81,13 @@ class Predictor:
         """
         if precision not in PRECISIONS:
             raise IntaglioError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-        verify_bundle(bundle)
+        sha256_of = cache(sha256_file)  # the bundle, its backbone and its modules each check their files
+        verify_bundle(bundle, sha256_of)
         index = read_json(bundle / INDEX)
         config = index["config"]
         backbone = Backbone.model_validate(config["backbone"])
         embedding = Embedding.model_validate(config["embedding"])
-        vit = load_vit(bundle / "backbone", backbone, embedding.depths, choose_device(device))
+        vit = load_vit(bundle / "backbone", backbone, embedding.depths, choose_device(device), sha256_of)
         if precision == "bf16" and vit.device.type == "cpu" and not multiplies_bfloat16(vit.device):
             warnings.warn("precision bf16: this processor has no instructions for it, fp32 is faster", stacklevel=2)
         if precision != "auto":
@@ -96,7 +97,7 @@ class Predictor:
         order: list[str] = index["order"]
         signatures = [bundle / "signatures" / task for task in order]
         return cls(
-            engine=MultiModuleViT.load(vit, bundle / "modules", order, cache_bytes, embedding.shared),
+            engine=MultiModuleViT.load(vit, bundle / "modules", order, cache_bytes, embedding.shared, sha256_of),
             tasks={task: tuple(index["tasks"][task]) for task in order},
             classifiers=tuple(read_classifier(folder) for folder in signatures),
             mixtures=tuple(read_mixture(folder) for folder in signatures) if retrieval.rule == "dpgmm" else (),

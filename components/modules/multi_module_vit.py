@@ -9,7 +9,7 @@ Only the modules in use lie on the device, at most `cache_bytes` of them; all ot
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -94,17 +94,31 @@ class MultiModuleViT:
 
     @classmethod
     def load(
-        cls, vit: Vit, folder: Path, tasks: Sequence[str], cache_bytes: int = CACHE_BYTES, shared: str = BASE
+        cls,
+        vit: Vit,
+        folder: Path,
+        tasks: Sequence[str],
+        cache_bytes: int = CACHE_BYTES,
+        shared: str = BASE,
+        sha256_of: Callable[[Path], str] = sha256_file,
     ) -> MultiModuleViT:
         """Check the modules `folder`/<task>/adapter and make room for as many as `cache_bytes` holds, at least one.
 
         Puts its layers into `vit.model`, which computes the same as before. h_0 is the base's, and beside it, if
         `shared` is not BASE, the tail's output under that task's module.
 
+        Args:
+            vit: the backbone that the modules were trained on.
+            folder: the modules' folder.
+            tasks: those whose modules can be asked for, in order.
+            cache_bytes: of modules that may lie on the device at a time.
+            shared: the task whose module h_0 is seen under too, or BASE.
+            sha256_of: hashes an adapter's file, which must be the one that was stored.
+
         Raises:
             IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
         """
-        rank = max([_check(folder / task, vit) for task in tasks], default=0)
+        rank = max([_check(folder / task, vit, sha256_of) for task in tasks], default=0)
         linears = {name: layer for name, layer in vit.model.named_modules() if _is_adapted(name, layer, vit)}
         width = sum(layer.in_features + layer.out_features for layer in linears.values())
         slots = min(len(tasks), max(1, cache_bytes // max(1, 4 * rank * width)))
@@ -114,6 +128,7 @@ class MultiModuleViT:
             vit.model.set_submodule(name, layer)
         engine = cls(vit, folder, tuple(tasks), slots, shared, layers, running)
         if shared != BASE:
+            _check(folder / shared, vit, sha256_of)
             engine._merge_shared()
         return engine
 
@@ -181,7 +196,6 @@ class MultiModuleViT:
 
     @torch.no_grad()
     def _merge_shared(self) -> None:
-        _check(self.folder / self.shared, self.vit)
         for layer, a, b in self._factors(self.shared):
             weight = layer.base.weight
             layer.shared = (weight.float() + (b @ a).to(weight.device)).to(weight.dtype)
@@ -233,11 +247,11 @@ def _is_adapted(name: str, layer: nn.Module, vit: Vit) -> bool:
     return kind == "blocks" and rest.endswith(LINEAR_LAYERS) and int(rest.partition(".")[0]) >= vit.trunk_depth
 
 
-def _check(folder: Path, vit: Vit) -> int:
+def _check(folder: Path, vit: Vit, sha256_of: Callable[[Path], str]) -> int:
     """The rank of a stored module that is whole and belongs to this backbone."""
     facts, weights = read_json(folder / "module.json"), folder / "adapter" / "adapter_model.safetensors"
     if facts["backbone_sha256"] != vit.sha256:
         raise IntaglioError(f"{folder}: was trained on another backbone; run the pipeline again")
-    if not weights.exists() or sha256_file(weights) != facts["adapter_sha256"]:
+    if not weights.exists() or sha256_of(weights) != facts["adapter_sha256"]:
         raise IntaglioError(f"{weights}: missing or damaged (sha256); run the stage 'finetune' again")
     return int(facts["adapter_rank"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,8 +174,21 @@ def _load(model: VisionTransformer, weights: Arrays, backbone: Backbone) -> None
         raise IntaglioError(f"backbone.weights do not fit {backbone.model}: {_one_line(error)}") from None
 
 
-def load_vit(folder: Path, backbone: Backbone, depths: Sequence[int], device: torch.device) -> Vit:
-    """The converted backbone in `folder`.
+def load_vit(
+    folder: Path,
+    backbone: Backbone,
+    depths: Sequence[int],
+    device: torch.device,
+    sha256_of: Callable[[Path], str] = sha256_file,
+) -> Vit:
+    """Load the converted backbone in `folder`.
+
+    Args:
+        folder: where `convert` wrote it.
+        backbone: the settings that it must have been converted with.
+        depths: blocks whose output is part of an embedding.
+        device: where its weights go.
+        sha256_of: hashes the weights' file, which must be the one that was converted.
 
     Raises:
         IntaglioError: a file is missing, damaged, or was converted with other settings.
@@ -185,7 +198,7 @@ def load_vit(folder: Path, backbone: Backbone, depths: Sequence[int], device: to
     if stale := [key for key in ("model", "image_size", "depth") if facts.get(key) != wanted[key]]:
         raise IntaglioError(f"{folder}: converted with another backbone.{stale[0]}; run the stage 'backbone' again")
     path = folder / "backbone.safetensors"
-    if sha256_file(path) != facts["file_sha256"]:
+    if sha256_of(path) != facts["file_sha256"]:
         raise IntaglioError(f"{path}: damaged (sha256 differs from backbone.json); run the stage 'backbone' again")
     return build_vit(backbone, depths, read_arrays(path), device, facts["file_sha256"])
 

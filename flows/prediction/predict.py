@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.errors import IntaglioError
+from components.inference.prediction_schema import TERMINAL
 from flows.prediction.answers import answered
 from flows.prediction.request import DASK, LOCAL, PredictionRequest
 
@@ -46,13 +47,10 @@ def _check(request: PredictionRequest) -> None:
 
 
 def as_json(answer: FileAnswer) -> str:
-    """One JSON line."""
+    """Return one JSON line."""
     from components.inference.batch import row_of
 
-    row: dict[str, Any] = row_of(answer)
-    if answer.prediction is not None:
-        row["p_values"] = dict(answer.prediction.p_values)
-    return json.dumps(row)
+    return json.dumps(row_of(answer, TERMINAL))
 
 
 def show(answers: Iterator[FileAnswer], as_lines: bool, top: int) -> int:

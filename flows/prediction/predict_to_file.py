@@ -17,7 +17,7 @@ from components.config import UNKNOWN
 from components.inference.batch import row_of
 from components.inference.bundle import fingerprint
 from components.inference.image_paths import as_text
-from components.inference.prediction_files import COLUMNS
+from components.inference.prediction_schema import ERROR, FILE, TASK, TOP
 from components.inference.resumable_output import Done, check_output, open_output, parts_folder
 from flows.durations import duration
 from flows.prediction.answers import answered
@@ -35,7 +35,7 @@ def predict_to_file(request: PredictionRequest, output: Path) -> int:
     if not check_output(output, request.resume):
         print(f"{output} is complete already", file=sys.stderr)
         return 0
-    columns = [name for name in COLUMNS if name != "top" or request.top > 1]
+    columns = [field.name for field in FILE if field != TOP or request.top > 1]
     with open_output(output, columns, _identity(request)) as results, _resumable(output), _watch(request) as tally:
         tally.skipped = len(results.done)
         for answer in answered(request, _not_done(iter(request.inputs), results.done)):
@@ -101,8 +101,8 @@ class _Tally:
         if self.rows == 0:  # what comes before is loading
             self._start = self._last = time.monotonic()
         self.rows += 1
-        self.errors += "error" in row
-        self.unknown += row.get("task") == UNKNOWN
+        self.errors += ERROR.name in row
+        self.unknown += row.get(TASK.name) == UNKNOWN
         if self.bar is not None:
             self._draw(self.bar)
         elif time.monotonic() - self._last > _LOG_EVERY:

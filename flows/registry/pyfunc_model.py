@@ -1,7 +1,7 @@
 """What `models:/intaglio@champion` loads: MLflow runs this file (models from code, nothing is pickled).
 
 Input: a DataFrame with the column `image`; each cell is a path, base64 text (a data: URL too), bytes, or an H x W x 3
-array or nested list of 0..255. Output: a DataFrame with COLUMNS. A row that cannot be read gets an error and nulls; the
+array or nested list of 0..255. Output: a DataFrame with TABLE. A row that cannot be read gets an error and nulls; the
 others are predicted. An image that no task knows has the task `unknown`; `params={"force": True}` guesses there too.
 """
 
@@ -16,12 +16,13 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from components.inference.prediction_schema import TABLE, as_table_row, names
+
 if TYPE_CHECKING:
     import PIL.Image
 
     from components.inference.predictor import Prediction, Predictor
 
-COLUMNS = ("task", "label", "task_probability", "probability", "p_value", "error")
 _BATCH = 64  # images decoded at a time, whatever the request's size
 
 
@@ -51,32 +52,28 @@ class TaskRetrievalModel(PythonModel):
         if "image" not in model_input:
             raise ValueError(f"expected a column named 'image', got {[str(column) for column in model_input.columns]}")
         cells, force = list(model_input["image"]), bool((params or {}).get("force", False))
-        rows: list[tuple[object, ...]] = []
+        results: list[Prediction | str] = []
         for start in range(0, len(cells), _BATCH):
-            rows.extend(self._predict_batch(cells[start : start + _BATCH], force))
+            results.extend(self._predict_batch(cells[start : start + _BATCH], force))
+        rows = [as_table_row(TABLE, result) for result in results]
         # Objects, so that what is missing is None: the server would write NaN, which is not JSON.
-        return pd.DataFrame(rows, columns=list(COLUMNS), index=model_input.index, dtype=object)
+        return pd.DataFrame(rows, columns=names(TABLE), index=model_input.index, dtype=object)
 
-    def _predict_batch(self, cells: Sequence[object], force: bool) -> list[tuple[object, ...]]:
+    def _predict_batch(self, cells: Sequence[object], force: bool) -> list[Prediction | str]:
+        """Return the prediction of each cell, or its error."""
         from components.data.images import ImageError
         from components.inference.image_values import open_cell
 
-        images: list[PIL.Image.Image] = []
-        errors: list[str | None] = []
+        opened: list[PIL.Image.Image | str] = []
         for cell in cells:
             try:
-                images.append(open_cell(cell, self.predictor.limits, files=True))
-                errors.append(None)
+                opened.append(open_cell(cell, self.predictor.limits, files=True))
             except ImageError as error:
-                errors.append(str(error))
+                opened.append(str(error))
+        images = [image for image in opened if not isinstance(image, str)]
         with self._turn:
             predictions = iter(self.predictor.predict(images, force=force) if images else [])
-        return [_row(next(predictions)) if error is None else (*[None] * 5, error) for error in errors]
-
-
-def _row(prediction: Prediction) -> tuple[object, ...]:
-    share = prediction.task_probability, prediction.probability, prediction.p_value
-    return prediction.task, prediction.label, *share, None
+        return [image if isinstance(image, str) else next(predictions) for image in opened]
 
 
 # MLflow runs this file under another name; importing it as flows.registry.pyfunc_model must not touch MLflow's state.

@@ -20,6 +20,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 import components
 import flows
 from components.config import Config
+from components.inference.prediction_schema import NUMBER, STRING, TABLE
 from flows.registry.mlflow_store import CHALLENGER, experiment_id, local_path, tags_of, version_of, versions
 from flows.registry.publish import Publication
 from flows.settings import MODEL, scratch_folder
@@ -39,19 +40,11 @@ SERVING_PACKAGES = (
     "torch",
     "torchvision",
 )
+_MLFLOW_TYPES = {STRING: "string", NUMBER: "double"}
 # A path, base64 text, bytes and an array share one column, so the column has no single type.
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), "image")]),  # type: ignore[no-untyped-call]
-    outputs=Schema(
-        [
-            ColSpec("string", "task", required=False),
-            ColSpec("string", "label", required=False),
-            ColSpec("double", "task_probability", required=False),
-            ColSpec("double", "probability", required=False),
-            ColSpec("double", "p_value", required=False),
-            ColSpec("string", "error", required=False),
-        ]
-    ),
+    outputs=Schema([ColSpec(_MLFLOW_TYPES[field.type], field.name, required=False) for field in TABLE]),
     params=ParamSchema([ParamSpec("force", DataType.boolean, default=False)]),
 )
 

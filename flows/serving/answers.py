@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from typing import Any
 
 from components.data.images import ImageError
-from components.inference.predictor import Prediction
+from components.inference.prediction_schema import HTTP, as_object
 from flows.serving.service import Answer, Answers
 
 
@@ -23,17 +23,5 @@ def many_answers(answers: Answers) -> bytes:
     return json.dumps({"model_version": answers.version, "predictions": rows}).encode()
 
 
-def _fields(row: Answer) -> Mapping[str, object]:
-    return {"error": str(row)} if isinstance(row, ImageError) else _prediction(row)
-
-
-def _prediction(found: Prediction) -> Mapping[str, object]:
-    return {
-        "task": found.task,
-        "label": found.label,
-        "task_probability": found.task_probability,
-        "probability": found.probability,
-        "p_value": found.p_value,
-        "p_values": dict(found.p_values),
-        "top": [{"task": task, "label": label, "probability": share} for task, label, share in found.top],
-    }
+def _fields(row: Answer) -> dict[str, Any]:
+    return as_object(HTTP, str(row) if isinstance(row, ImageError) else row)

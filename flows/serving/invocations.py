@@ -14,8 +14,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
 from components.data.images import ImageError
+from components.inference.prediction_schema import TABLE, as_table_row
 from components.inference.predictor import Prediction
-from flows.registry.pyfunc_model import COLUMNS
 from flows.registry.register import SIGNATURE
 from flows.serving.bodies import parse_json
 from flows.serving.errors import malformed, unsupported
@@ -73,12 +73,6 @@ def _column(data: Any) -> tuple[object, ...]:
 
 
 def write_rows(rows: Sequence[Prediction | ImageError]) -> bytes:
-    """The answer as MLflow's server writes it: one object with COLUMNS for every row."""
-    return json.dumps({"predictions": [_row(row) for row in rows]}).encode()
-
-
-def _row(row: Prediction | ImageError) -> dict[str, object]:
-    values = (
-        [None] * (len(COLUMNS) - 1) if isinstance(row, ImageError) else [getattr(row, name) for name in COLUMNS[:-1]]
-    )
-    return dict(zip(COLUMNS, [*values, str(row) if isinstance(row, ImageError) else None], strict=True))
+    """Return the answer as MLflow's server writes it: one object with the fields of TABLE for every row."""
+    results = [str(row) if isinstance(row, ImageError) else row for row in rows]
+    return json.dumps({"predictions": [as_table_row(TABLE, result) for result in results]}).encode()

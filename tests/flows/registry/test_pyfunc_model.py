@@ -22,11 +22,12 @@ from synthetic import Project
 
 from components.data.images import Limits
 from components.inference.image_values import source_of
+from components.inference.prediction_schema import TABLE, names
 from components.inference.predictor import Prediction
 from components.params import load_config
 from flows.registry.mlflow_store import aliases, connect, tags_of, version_of, versions
 from flows.registry.publish import publish
-from flows.registry.pyfunc_model import COLUMNS, TaskRetrievalModel
+from flows.registry.pyfunc_model import TaskRetrievalModel
 from flows.registry.register import SERVING_PACKAGES, pinned_requirements, register
 from flows.settings import tracking_uri
 
@@ -92,7 +93,7 @@ def test_paths_bytes_base64_and_arrays(model: TaskRetrievalModel, tmp_path: Path
         [[[0, 0, 0]] * 9] * 2,
     ]
     answers = predict(model, cells)
-    assert list(answers.columns) == list(COLUMNS)
+    assert list(answers.columns) == names(TABLE)
     assert answers["error"].isna().all()
     widths = [5, 5, 7, 7, 6, 6, 6, 8, 8, 9]
     assert list(answers["label"]) == [f"{width} wide" for width in widths]
@@ -142,7 +143,7 @@ def test_more_rows_than_a_batch_keep_their_order_and_index(model: TaskRetrievalM
 
 def test_only_bad_rows_and_no_rows(model: TaskRetrievalModel) -> None:
     assert predict(model, ["nowhere"])["error"].notna().all()
-    assert list(predict(model, []).columns) == list(COLUMNS)
+    assert list(predict(model, []).columns) == names(TABLE)
     with pytest.raises(ValueError, match="a column named 'image'"):
         model.predict(PythonModelContext({}, None), pd.DataFrame({"picture": ["x"]}))
 
@@ -174,8 +175,8 @@ def test_registering_twice_makes_one_version(registered: tuple[Project, str]) ->
 def test_the_saved_model_holds_its_code_and_no_pickle(registered: tuple[Project, str]) -> None:
     project, number = registered
     files = Path(urllib.parse.urlparse(str(version_of(connect(project.root), number).source)).path)
-    assert (files / "code" / "flows" / "serve_model.py").is_file()
-    assert (files / "code" / "components" / "predict.py").is_file()
+    assert (files / "code" / "flows" / "registry" / "pyfunc_model.py").is_file()
+    assert (files / "code" / "components" / "inference" / "predictor.py").is_file()
     assert (files / "artifacts" / "bundle" / "bundle.json").is_file()
     suffixes = {path.suffix for path in files.rglob("*")}
     assert not suffixes & {".pkl", ".pickle", ".pyc", ".pt", ".pth", ".bin"}
@@ -186,7 +187,7 @@ def test_the_saved_model_holds_its_code_and_no_pickle(registered: tuple[Project,
     described = yaml.safe_load((files / "MLmodel").read_text())
     inputs = json.loads(described["signature"]["inputs"])
     assert inputs == [{"type": "any", "name": "image", "required": True}]
-    assert [column["name"] for column in json.loads(described["signature"]["outputs"])] == list(COLUMNS)
+    assert [column["name"] for column in json.loads(described["signature"]["outputs"])] == names(TABLE)
     assert not list((project.root / ".intaglio").glob("tmp/*"))
 
 
