@@ -91,11 +91,11 @@ class Embedding(_Section):
 
 
 class Cache(_Section):
-    """The trunk's outputs in .intaglio/trunk. The cache changes no result and may be deleted at any time."""
+    """The trunk's outputs in .intaglio/trunk; they change no result and may be deleted at any time."""
 
     max_gb: NotNegative = 20.0
-    """Size in GB (10^9 bytes) above which the least recently used outputs are deleted; 0: nothing is kept.
-    An image takes 20 KB at 70 pixels, and 200 KB at 224."""
+    """Size in GB above which the least recently used outputs are deleted; 0: keep nothing.
+    A GB is 10^9 bytes. An image takes 20 KB at 70 pixels, and 200 KB at 224."""
 
 
 class Finetune(_Section):
@@ -134,7 +134,8 @@ class Finetune(_Section):
     patience: Positive
     """Epochs without a better validation after which training ends early."""
     views: Positive = 1
-    """Views of an image that epochs use in turn: itself, then slightly turned, moved, scaled and lit. 1: itself alone.
+    """Views of an image that epochs use in turn: itself, and slightly changed; 1: itself.
+    A view is turned, moved, scaled and lit differently, never mirrored.
     More views raise the accuracy. Each is one more pass over the trunk, once."""
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an image's patches that a step leaves out, drawn anew each time.
@@ -142,14 +143,14 @@ class Finetune(_Section):
     validate_every: Positive = 1
     """Epochs from one validation to the next; the last epoch always has one."""
     margin: NotNegative = 0.0
-    """Subtracted from the right class's logit in training, so that it must lead by as much (CosFace); 0: nothing.
+    """Lead that training demands of the right class's logit, as CosFace does; 0: none.
     2 were no better on the stream *hard*."""
     reuse: bool = True
     """Whether a new module may reuse the directions of earlier ones. For comparisons."""
     orthogonal: bool = True
     """Whether a new module's own directions are orthogonal to those of earlier ones. For comparisons."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of products with frozen weights; auto: bfloat16 where the hardware is fast at it, else float32.
+    """Arithmetic of products with frozen weights; auto: bfloat16 where it is fast.
     What is learned stays float32. Set float32 to compute the same on every machine."""
     processes: Positive = 1
     """Processes on this machine that share each batch; with GPUs, one for each GPU.
@@ -157,7 +158,7 @@ class Finetune(_Section):
 
 
 class SignatureSettings(_Section):
-    """What a task leaves behind for retrieval."""
+    """What a task leaves behind: a mixture, and statistics of its classes."""
 
     components: Positive
     """Gaussians of the mixture at most; the Dirichlet process uses fewer where fewer do."""
@@ -177,7 +178,7 @@ class Retrieval(_Section):
     """`pooled`: class means with one covariance over all tasks; `dpgmm`: the paper's densities.
     On the default stream `pooled` is the more accurate, and takes one pass of the network instead of one for each task."""
     prediction: Literal["hard", "soft"]
-    """`hard`: the best class within the retrieved task; `soft`: over all tasks of the shortlist."""
+    """`hard`: the best class of the retrieved task; `soft`: of all tasks in the shortlist."""
 
 
 class Shortlist(_Section):
@@ -206,13 +207,13 @@ class Gates(_Section):
     min_retrieval_accuracy: Share
     """Share of the test images whose retrieved task is the right one, at least."""
     max_forgetting: Share
-    """Forgetting at most: the mean drop of a task's accuracy from its best to the end of the stream."""
+    """Forgetting at most: mean drop of a task's accuracy from its best to the end."""
     max_accuracy_drop: Share
     """Drop in accuracy against the champion at most, mean over the tasks that both have."""
     max_retrieval_drop: Share
     """Drop in retrieval accuracy against the champion at most, likewise."""
     min_coverage: Share | None = None
-    """Share of each task's test images that keep it in their shortlist, at least; null: no gate."""
+    """Share of each task's test images that keep it in the shortlist, at least; null: no gate."""
     max_confusion_bound: Share | None = None
     """Certified confusion of any two tasks at most; null: no gate. The bound holds for the fitted model only."""
 
