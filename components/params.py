@@ -43,7 +43,7 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
 
 
 def with_settings(config: Config, settings: Iterable[str]) -> Config:
-    """The configuration with some values changed, each given as section.key=value.
+    """Return the configuration with some values changed, each given as section.key=value.
 
     Raises:
         IntaglioError: not of this form, an unknown key, or an impossible value.

@@ -14,7 +14,7 @@ MODEL = "intaglio"
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The nearest folder with a dvc.yaml, from `start` (default: the current folder) upwards.
+    """Return the nearest folder with a dvc.yaml, from `start` (default: the current folder) upwards.
 
     Raises:
         IntaglioError: there is none, or it was never initialised for DVC.
@@ -29,7 +29,7 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def quiet_environment(root: Path) -> dict[str, str]:
-    """Settings of the tools: no telemetry, nothing in the user's home. What the user has set himself wins."""
+    """Return the settings of the tools: no telemetry, nothing in the user's home. What the user has set wins."""
     scratch = root / SCRATCH
     return {
         "DO_NOT_TRACK": "true",  # MLflow ignores "1"
@@ -54,14 +54,25 @@ def be_quiet(root: Path) -> None:
 
 
 def enter(root: Path) -> None:
-    """As `be_quiet`, and make `root` the current folder."""
+    """Set the environment of this process, and make `root` the current folder."""
     be_quiet(root)
     (root / SCRATCH).mkdir(exist_ok=True)
     os.chdir(root)
 
 
+def enter_project() -> Path:
+    """Find the project around the current folder, enter it, and return its root.
+
+    Raises:
+        IntaglioError: there is none.
+    """
+    root = find_root()
+    enter(root)
+    return root
+
+
 def stage_environment(root: Path) -> dict[str, str]:
-    """The environment of a stage's process: `python` is this interpreter, and its output is not held back."""
+    """Return the environment of a stage's process: `python` is this interpreter, and output is not buffered."""
     binaries = str(Path(sys.executable).parent)
     return {
         **quiet_environment(root),
@@ -73,15 +84,15 @@ def stage_environment(root: Path) -> dict[str, str]:
 
 
 def scratch_folder(root: Path) -> Path:
-    """Where temporary files of a run lie; the next run begins with it empty."""
+    """Return the folder of a run's temporary files; the next run begins with it empty."""
     return root / SCRATCH / "tmp"
 
 
 def tracking_uri(root: Path) -> str:
-    """Address of the tracking database and model registry."""
+    """Return the address of the tracking database and model registry."""
     return f"sqlite:///{root / 'mlruns' / 'mlflow.db'}"
 
 
 def artifact_root(root: Path) -> Path:
-    """Where the artefacts of runs and models lie."""
+    """Return the folder of the artefacts of runs and models."""
     return root / "mlruns" / "artifacts"

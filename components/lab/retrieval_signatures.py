@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from components.arrays import Embeddings, Matrix
-from components.config import Signature as Settings
+from components.config import SignatureSettings as Settings
 from components.lab.embedded_images import ImageRows
 from components.lab.method import Embed
 from components.lab.task_sequence import TaskData

@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 
 from components.arrays import Embeddings, Matrix, Vector
-from components.config import Signature as Settings
+from components.config import SignatureSettings as Settings
 from components.signatures.scatter import from_int8, in_int8
 
 _MIN_WEIGHT = 1e-3  # of a component that the Dirichlet process did not prune

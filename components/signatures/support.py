@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from components.arrays import Embeddings, Vector
-from components.config import Signature as Settings
+from components.config import SignatureSettings as Settings
 from components.signatures.conformal import Calibration
 from components.signatures.mixture import Mixture
 

@@ -1,4 +1,4 @@
-"""The commands that measure: `intaglio bench ...`. Imports stand inside the commands, as in flows/cli/app.py."""
+"""The commands that measure: `intaglio bench ...`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ from typing import Annotated
 import typer
 
 from components.errors import IntaglioError
+from flows.cli.options import Bundle, Device, JsonReport, Settings, whole_numbers
 
-bench = typer.Typer(help="Measure.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure what predictions, training and serving cost, and compare methods.", no_args_is_help=True
+)
 
-Set = Annotated[list[str] | None, typer.Option("--set", help="As finetune.rank=4; may be repeated.")]
+Memory = Annotated[bool, typer.Option(help="Measure peak memory too, in a new process for each row.")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Folder with zip files or folders of images; may be repeated."),
+]
 
 
 @bench.command()
 def inference(
-    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
-    counts: Annotated[str, typer.Option("--tasks", help="Numbers of tasks.")] = "2,5,10,20,50,100",
+    report: JsonReport,
+    counts: Annotated[
+        str, typer.Option("--tasks", help="Numbers of tasks to measure with, separated by commas.")
+    ] = "2,5,10,20,50,100",
     images: Annotated[int, typer.Option(min=1, help="Test images in a timed pass.")] = 192,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that all engines take turns.")] = 5,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all engines take turns; figures are medians.")] = 5,
+    memory: Memory = True,
 ) -> None:
     """Compare the cost of a prediction with the frozen backbone's, for growing numbers of tasks.
 
-    The file has what is measured so far after every number of tasks.
+    The file is written anew after each number of tasks, so an interrupted measurement is not lost.
     """
     from components.bench.inference import bench_inference
     from components.bench.machine import provenance
@@ -32,7 +41,7 @@ def inference(
     from components.io import write_json
     from flows.settings import find_root
 
-    numbers = _numbers("--tasks", counts)
+    numbers = whole_numbers("--tasks", counts)
     origin = provenance("components.bench.inference")
     found = bench_inference(
         find_root(), numbers, images, rounds, memory, lambda rows: write_json(report, origin | rows)
@@ -42,25 +51,33 @@ def inference(
 
 @bench.command()
 def train(
-    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
-    blocks: Annotated[int, typer.Option(min=1, help="Last blocks that carry modules.")] = 4,
+    report: JsonReport,
+    blocks: Annotated[int, typer.Option(min=1, help="Last blocks that modules adapt.")] = 4,
     images: Annotated[int, typer.Option(min=2, help="Images to train on, at most.")] = 512,
-    epochs: Annotated[int, typer.Option(min=2, help="Epochs of every way; the first is counted apart.")] = 4,
-    tasks: Annotated[int, typer.Option(min=0, help="Measure the cost of task t up to this one.")] = 50,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
-    lengths: Annotated[str, typer.Option(help="Fewer epochs to train for as well, as 10,14: loss against time.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Over which the losses of ours and PEFT's are averaged.")] = 1,
-    only: Annotated[str, typer.Option("--ways", help="Ways to compare, beside ours and PEFT's; default: all.")] = "",
-    settings: Set = None,
+    epochs: Annotated[int, typer.Option(min=2, help="Epochs of each way to train; the first is counted apart.")] = 4,
+    tasks: Annotated[
+        int, typer.Option(min=0, help="Measure what training costs as tasks are added, up to this many; 0: do not.")
+    ] = 50,
+    memory: Memory = True,
+    lengths: Annotated[
+        str, typer.Option(help="Train for these numbers of epochs too, as 10,14, to show loss against time.")
+    ] = "",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds over which the losses of this project's way and PEFT's are averaged.")
+    ] = 1,
+    only: Annotated[
+        str, typer.Option("--ways", help="Ways to measure beside this project's and PEFT's; without it, all.")
+    ] = "",
+    settings: Settings = None,
 ) -> None:
-    """Compare the cost of an epoch of fine-tuning with a plain PEFT loop's, and task 50 with task 2."""
+    """Compare an epoch of training with a plain PEFT loop's, and a late task's epoch with an early one's."""
     from components.bench.machine import provenance
     from components.bench.training import bench_train
     from components.bench.training_ways import WAYS
     from components.io import write_json
     from flows.settings import find_root
 
-    shorter = _numbers("--lengths", lengths) if lengths else []
+    shorter = whole_numbers("--lengths", lengths) if lengths else []
     if shorter and max(shorter) >= epochs:
         raise IntaglioError(f"--lengths {lengths!r}: expected numbers below --epochs {epochs}")
     ways = only.split(",") if only else WAYS
@@ -70,27 +87,22 @@ def train(
     write_json(report, provenance("components.bench.training") | found)
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise IntaglioError(f"{option} {text!r}: expected whole numbers such as 2,10,50") from None
-    if min(numbers) < 1:
-        raise IntaglioError(f"{option} {text!r}: expected numbers of at least 1")
-    return numbers
-
-
 @bench.command()
 def serve(
-    report: Annotated[Path, typer.Option("--json", help="Where to write the figures.")],
-    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder instead of the champion.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.5, max=60, help="Of every turn.")] = 5.0,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="Times that all ways take turns.")] = 3,
-    connections: Annotated[int, typer.Option(min=1, max=256, help="Of the load generator.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, max=256, help="Images predicted together at most.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    report: JsonReport,
+    bundle: Bundle = None,
+    seconds: Annotated[float, typer.Option(min=0.5, max=60, help="Seconds of load in each turn.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Times that all ways to serve take turns.")] = 3,
+    connections: Annotated[
+        int, typer.Option(min=1, max=256, help="Connections that the load generator holds open.")
+    ] = 64,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Images that are predicted together, at most.")] = 32,
+    device: Device = "auto",
 ) -> None:
-    """Load the server on this machine, with broken images and two reloads; fails if a request is lost."""
+    """Put the HTTP server under load on this machine, with broken images and two reloads.
+
+    Exit status 1: a request was lost.
+    """
     from components.bench.machine import provenance
     from components.io import write_json
     from flows.prediction.request import champion_bundle
@@ -109,15 +121,11 @@ def serve(
         raise IntaglioError("\n".join(found["failures"]))
 
 
-Data = Annotated[list[Path] | None, typer.Option("--data", help="Folder of zips or image folders; may be repeated.")]
-Streams = Annotated[str, typer.Option("--stream", help="Names or YAML files, separated by commas.")]
-
-
 @bench.command()
 def stream(
-    name: Annotated[str, typer.Argument(help="A stream's name, or the path of a YAML file.")],
+    name: Annotated[str, typer.Argument(help="Name of a stream of the laboratory, or the path of a YAML file.")],
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write it; default: .intaglio/lab/streams/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; without it .intaglio/lab/streams/NAME.")] = None,
 ) -> None:
     """Build a stream of the laboratory: one folder of images per task, as `intaglio task add` takes them."""
     from components.data.images import Limits
@@ -137,21 +145,40 @@ def stream(
 
 @bench.command()
 def quality(
-    streams: Streams,
-    methods: Annotated[str, typer.Option("--method", help="Names separated by commas, `frozen` or `all`.")] = "frozen",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds: other splits, other starts.")] = 3,
+    streams: Annotated[
+        str, typer.Option("--stream", help="Names of streams, or paths of YAML files, separated by commas.")
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="Names of methods, separated by commas; `frozen`: those without training; `all`: every one.",
+        ),
+    ] = "frozen",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds: each gives other splits and other initial values.")] = 3,
     orders: Annotated[int, typer.Option(min=1, help="Orders of the tasks; the first is the declared one.")] = 3,
-    train_images: Annotated[int | None, typer.Option(min=4, help="Of each task at most, validation included.")] = None,
-    test_images: Annotated[int | None, typer.Option(min=1, help="Of each task at most.")] = None,
-    settings: Set = None,
+    train_images: Annotated[
+        int | None, typer.Option(min=4, help="Training images of each task, validation included, at most.")
+    ] = None,
+    test_images: Annotated[int | None, typer.Option(min=1, help="Test images of each task, at most.")] = None,
+    settings: Settings = None,
     data: Data = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; they share the seeds.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Folder of the tables; default: .intaglio/lab/results.")] = None,
-    report: Annotated[Path | None, typer.Option("--json", help="Also write this run's rows to a file.")] = None,
-    with_theory: Annotated[bool, typer.Option("--theory", help="Also the theory's promises beside practice.")] = False,
-    log: Annotated[bool, typer.Option(help="Log every cell to MLflow.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the seeds.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result tables; without it .intaglio/lab/results.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows of this run to this JSON file too.")
+    ] = None,
+    with_theory: Annotated[
+        bool, typer.Option("--theory", help="Compare the bounds of the theory with what is measured, too.")
+    ] = False,
+    log: Annotated[bool, typer.Option(help="Log each experiment to MLflow.")] = True,
 ) -> None:
-    """Compare methods on streams: a grid of seeds and orders. What is finished is kept; run again after a kill."""
+    """Compare methods on streams, over several seeds and orders of the tasks.
+
+    Finished experiments are kept: after an interruption, run the same command again.
+    """
     from components.io import write_json
     from components.lab.tables import summary_lines
     from components.lab.task_sequence import Caps
@@ -177,7 +204,7 @@ def quality(
 
 @bench.command()
 def report(
-    results: Annotated[Path | None, typer.Option(help="Folder of stored results; default: docs/results.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of the stored results; without it docs/results.")] = None,
 ) -> None:
     """Write the pages of docs/results, with their figures, from the stored results."""
     from components.lab.pages.write import write_pages

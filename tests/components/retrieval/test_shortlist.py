@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.config import Config, Shortlist
-from components.config import Signature as Settings
+from components.config import SignatureSettings as Settings
 from components.io import read_arrays
 from components.retrieval.pooled import PooledRetriever
 from components.retrieval.shortlist import Supports, TaskRetriever
