@@ -94,7 +94,15 @@ def bench_train(
 
 @dataclass
 class _Run:
-    """One training of one way: the seconds of its epochs so far, and the validation losses."""
+    """One training of one way.
+
+    Attributes:
+        way: one of WAYS.
+        setting: images and settings.
+        seed: of initial factors and of the order of images.
+        seconds: of each epoch so far.
+        losses: on validation after each epoch so far; NaN where none was due.
+    """
 
     way: str
     setting: TrainingSetting

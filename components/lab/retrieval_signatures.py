@@ -28,14 +28,8 @@ from components.signatures.statistics import Statistics
 class RetrievalSignature(Protocol):
     """What is kept of every task for retrieval; nothing is learned that could forget."""
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
-        """Add the next task.
-
-        Args:
-            task: its training and validation images.
-            number: its place in the order of arrival, from 0.
-            embed: gives embeddings under the module of a task.
-        """
+    def add(self, task: TaskData, embed: Embed) -> None:
+        """Add the next task, whose module `embed` knows already."""
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
         """Score images for each of the T tasks so far, (n, T); the largest score wins."""
@@ -74,7 +68,7 @@ class PooledClasses:
     _tasks: list[Statistics] = field(default_factory=list)
     _fitted: LinearRetriever | None = None
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
+    def add(self, task: TaskData, embed: Embed) -> None:
         """Add the task's counts, means and scatter."""
         self._tasks.append(self.statistics(task))
         self._fitted = None
@@ -118,7 +112,7 @@ class PooledComponents:
     _tasks: list[Statistics] = field(default_factory=list)
     _fitted: LinearRetriever | None = None
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
+    def add(self, task: TaskData, embed: Embed) -> None:
         """Fit the mixture, and give every image to its nearest component."""
         h = task.train.images.h0
         nearest = _nearest(h, Mixture.fit(h, self.settings, self.seed).centroids)
@@ -149,7 +143,7 @@ class Centroids:
     seed: int
     _centroids: list[Matrix] = field(default_factory=list)
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
+    def add(self, task: TaskData, embed: Embed) -> None:
         """Cluster the task's images."""
         h = task.train.images.h0.astype(np.float64)
         self._centroids.append(
@@ -177,9 +171,9 @@ class Density:
     adapted: bool
     _mixtures: list[Mixture] = field(default_factory=list)
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
+    def add(self, task: TaskData, embed: Embed) -> None:
         """Fit the task's mixture."""
-        h = embed(number if self.adapted else None, task.train.images)
+        h = embed(len(self._mixtures) if self.adapted else None, task.train.images)
         self._mixtures.append(Mixture.fit(h, self.settings, self.seed))
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
@@ -203,10 +197,10 @@ class TwoStage:
     second: RetrievalSignature
     kept: int = 2
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
+    def add(self, task: TaskData, embed: Embed) -> None:
         """Add the task to both."""
-        self.first.add(task, number, embed)
-        self.second.add(task, number, embed)
+        self.first.add(task, embed)
+        self.second.add(task, embed)
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
         """Return the second's scores, and minus infinity off the shortlist."""
@@ -225,9 +219,9 @@ class Entropy:
 
     _classifiers: list[Classifier] = field(default_factory=list)
 
-    def add(self, task: TaskData, number: int, embed: Embed) -> None:
+    def add(self, task: TaskData, embed: Embed) -> None:
         """Fit the task's classifier, its temperature on validation."""
-        train, val = task.train, task.val
+        number, train, val = len(self._classifiers), task.train, task.val
         classifier = Classifier.fit(embed(number, train.images), train.labels, task.classes)
         self._classifiers.append(classifier.calibrated(embed(number, val.images), val.labels))
 

@@ -47,9 +47,9 @@ class RetrieveThenClassify:
         """Learn module, signature and classifier of the next task."""
         number = len(self._classifiers)
         self.modules.learn(task)
-        self.signature.add(task, number, self.modules.embed)
+        self.signature.add(task, self.modules.embed)
         if self.pooled_trunk is not None:
-            self.pooled_trunk.add(task, number, self.modules.embed)
+            self.pooled_trunk.add(task, self.modules.embed)
         self._classifiers.append(self.modules.classifier(number, task))
 
     def predict(self, images: ImageRows) -> TaskAndClass:

@@ -13,7 +13,7 @@ from components.config import BASE
 from components.lab.embedded_images import ImageRows, tail_of
 from components.lab.method import TaskAndClass
 from components.lab.module_store import ModuleStore, TaskModules, split_of
-from components.lab.single_classifier import Scorer
+from components.lab.single_classifier import Scorer, unit_rows
 from components.lab.task_sequence import Labelled, TaskData
 from components.modules import adapted_linear
 from components.training import loop
@@ -161,11 +161,11 @@ class Ease:
         number = self._tasks()
         self.modules.learn(task)
         for space in range(number + 1):
-            h = _unit(self.modules.embed(space, task.train.images).astype(np.float64))
+            h = unit_rows(self.modules.embed(space, task.train.images).astype(np.float64))
             rows = [h[task.train.labels == label].mean(axis=0) for label in range(task.classes)]
             self._means[space, number] = np.stack(rows)
         for old in range(number):
-            likeness = _unit(self._means[old, old]) @ _unit(self._means[old, number]).T
+            likeness = unit_rows(self._means[old, old]) @ unit_rows(self._means[old, number]).T
             weight = np.exp(likeness) / np.exp(likeness).sum(axis=1, keepdims=True)
             self._means[number, old] = weight @ self._means[number, number]
 
@@ -192,11 +192,7 @@ class Ease:
         """Score the classes of each of some tasks, (n, C)."""
         total: list[Vector] = [np.zeros((len(images), len(self._means[task, task]))) for task in tasks]
         for space in range(self._tasks()):
-            h = _unit(self.modules.embed(space, images).astype(np.float64))
+            h = unit_rows(self.modules.embed(space, images).astype(np.float64))
             for scores, task in zip(total, tasks, strict=True):
-                scores += (1.0 if space == task else self.others) * (h @ _unit(self._means[space, task]).T)
+                scores += (1.0 if space == task else self.others) * (h @ unit_rows(self._means[space, task]).T)
         return total
-
-
-def _unit(x: Vector) -> Vector:
-    return cast(Vector, x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

@@ -79,7 +79,7 @@ class CosineMeans:
 
     def scores(self, h: Embeddings) -> Matrix:
         """Return the cosine of each embedding to every mean."""
-        return _unit(h.astype(np.float64)) @ _unit(np.stack(self._means)).T
+        return unit_rows(h.astype(np.float64)) @ unit_rows(np.stack(self._means)).T
 
     def stored_bytes(self) -> int:
         """Return the size of the means."""
@@ -167,5 +167,6 @@ class RandomRidge:
         return 4 * (self.width * (self.width + 1) // 2 + self.width * len(self._sums))
 
 
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale each row to length one; a zero row stays."""
     return cast(NDArray[np.float64], x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

@@ -35,7 +35,6 @@ def lines(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
 def _sources(rows: pd.DataFrame) -> Iterator[str]:
     """List what made the rows: each command once, with the rows that it made."""
     for (command, machine, date, code), own in rows.groupby(_RUN, sort=False):
-        names = dict.fromkeys(
-            f"`{row.method}`" + (f" ({row.variant})" if row.variant else "") for row in own.itertuples()
-        )
+        pairs = own[["method", "variant"]].drop_duplicates().to_dict("records")
+        names = [f"`{pair['method']}`" + (f" ({pair['variant']})" if pair["variant"] else "") for pair in pairs]
         yield f"- {', '.join(names)}: `{command}`; {machine}; {date}; code {code}"
