@@ -16,18 +16,13 @@ def run() -> None:
     Exit status 1: a stage failed, another run is at work, or Prefect's server was lost.
     """
     root = enter_project()
-    from flows.pipeline.crash_recovery import forget_dropped_tasks, recover
-    from flows.pipeline.lock import run_lock
     from flows.pipeline.prefect_server import start_server
+    from flows.pipeline.prepared import prepared
     from flows.pipeline.summary import closing_lines
     from flows.pipeline.up_to_date import summary_if_up_to_date
-    from flows.tasks.preflight import preflight
 
-    with run_lock(root):
-        config = preflight(root)
-        recover(root)
-        forget_dropped_tasks(root, config.tasks)
-        if summary := summary_if_up_to_date(root, config):
+    with prepared(root) as project:
+        if summary := summary_if_up_to_date(project):
             print("\n".join(closing_lines(summary)))
             return
         print("starting Prefect ...", flush=True)

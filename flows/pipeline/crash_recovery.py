@@ -1,4 +1,4 @@
-"""What a killed process may leave that neither DVC nor MLflow cleans up by itself. Called with the run lock held."""
+"""Clear away what a killed process may leave and neither DVC nor MLflow removes. Needs the run lock."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ENTRY = re.compile(r"^  \S.*:$", re.MULTILINE)  # a stage's first line in dvc.l
 
 
 def recover(root: Path) -> None:
-    """Clear away what a kill left in DVC's tables, in dvc.lock, among the outputs and in our scratch folder.
+    """Clear away what a kill left in DVC's tables, in dvc.lock, among the outputs and in the scratch folder.
 
     Raises:
-        IntaglioError: dvc.lock is torn, and a DVC that may be about to mend it holds its lock for minutes.
+        IntaglioError: dvc.lock is torn, and a DVC that may be about to rewrite it holds its lock for minutes.
     """
     _forget_dead_processes(root)
     if _torn(root / "dvc.lock"):
-        _mend_lock_file(root)
+        _repair_lock_file(root)
     _sweep_temporaries(root)
     shutil.rmtree(scratch_folder(root), ignore_errors=True)
     scratch_folder(root).mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def forget_dropped_tasks(root: Path, tasks: Collection[str]) -> None:
 
 
 def whole_entries(text: str) -> str:
-    """The part of a torn dvc.lock up to its last stage, which may be incomplete; "" if nothing else is whole.
+    """Return the part of a torn dvc.lock before its last stage, which may be incomplete; "" if nothing is whole.
 
     DVC rewrites the file from its beginning, so it is torn at its end. A stage that is no longer in it comes back from
     DVC's run cache without being computed.
@@ -65,12 +65,12 @@ def whole_entries(text: str) -> str:
 
 
 def _torn(lock: Path) -> bool:
-    # `dvc repro` may be writing it this moment; it takes milliseconds, and whoever is alive ends it.
+    # A `dvc repro` may be writing it at this moment; it takes milliseconds, and a living process finishes it.
     return lock.is_file() and not _is_lock(lock.read_text(errors="replace"))
 
 
 def _is_lock(text: str) -> bool:
-    """Whether it can be what DVC wrote. YAML alone does not tell: half a hash may be a word, or even a number."""
+    """Return whether DVC can have written it. YAML alone does not tell: half a hash may be a word, or a number."""
     try:
         document = YAML(typ="safe").load(text) if text.endswith("\n") else None
     except YAMLError:
@@ -92,14 +92,14 @@ def _is_file(entry: object) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("path"), str) and isinstance(entry.get("md5", ""), str)
 
 
-def _mend_lock_file(root: Path) -> None:
+def _repair_lock_file(root: Path) -> None:
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
     lock = root / "dvc.lock"
     try:
-        with Repo(str(root)) as repo, repo.lock:  # nobody writes the file now
+        with Repo(str(root)) as repo, repo.lock:  # no other process writes the file now
             if not _torn(lock):
                 return
             if kept := whole_entries(lock.read_text(errors="replace")):
@@ -107,12 +107,12 @@ def _mend_lock_file(root: Path) -> None:
             else:
                 lock.unlink()
     except (DvcException, LockError) as error:
-        raise IntaglioError(f"{lock}: torn, and cannot be mended now: {' '.join(str(error).split())}") from None
-    print("dvc.lock was torn by a kill; mended: what is missing in it comes back from DVC's cache", flush=True)
+        raise IntaglioError(f"{lock}: torn, and cannot be repaired now: {' '.join(str(error).split())}") from None
+    print("dvc.lock was torn by a kill; repaired: what is missing comes back from DVC's cache", flush=True)
 
 
 def _sweep_temporaries(root: Path) -> None:
-    """Remove the files that a killed DVC left beside outputs: no output owns them, so nobody else would."""
+    """Remove the files that a killed DVC left beside outputs: they belong to no output, so DVC does not."""
     for top in (root / name for name in _OUTPUT_FOLDERS):
         for folder in (top, *top.glob("*/")):
             for path in folder.glob(".*.tmp"):
@@ -121,7 +121,7 @@ def _sweep_temporaries(root: Path) -> None:
 
 
 def _forget_dead_processes(root: Path) -> None:
-    """Remove DVC's table of readers and writers if everybody in it is dead, or a kill tore it.
+    """Remove DVC's table of readers and writers if every process in it is dead, or a kill tore it.
 
     DVC does so by itself, except where the dead process was never reaped (a container without an init), or where the
     file is torn: then it would refuse to start until a person removes the file.
@@ -131,7 +131,7 @@ def _forget_dead_processes(root: Path) -> None:
         return
     from dvc.lock import LockError, make_lock
 
-    with suppress(LockError), make_lock(f"{table}.lock", tmp_dir=str(table.parent)):  # nobody writes the table now
+    with suppress(LockError), make_lock(f"{table}.lock", tmp_dir=str(table.parent)):  # no other process writes it now
         if _left_by_the_dead(table):
             table.unlink()
 
@@ -150,7 +150,7 @@ def _left_by_the_dead(table: Path) -> bool:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process runs; one that is dead and only waits to be reaped does not."""
+    """Return whether a process runs; one that is dead and only waits to be reaped does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

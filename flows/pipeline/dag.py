@@ -1,4 +1,4 @@
-"""The resolved dvc.yaml as ordered stages. No second DAG is written anywhere."""
+"""The resolved dvc.yaml as ordered stages. There is no other description of the DAG."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flows.settings import stage_environment
 # The stages that compute on the accelerator, or on all cores where there is none.
 DEVICE_STAGES = frozenset({"backbone", "finetune", "signature", "evaluate"})
 
-BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")  # what DVC says where another one works
-_PATIENCE_SECONDS = 60.0
+BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")  # DVC's message beside another DVC
+PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 
 
@@ -52,11 +52,11 @@ class Dag:
         return {name: frozenset(below) for name, below in found.items()}
 
     def downstream(self, names: Iterable[str]) -> frozenset[str]:
-        """Every stage that reads, directly or not, what the named stages write."""
+        """Return every stage that reads, directly or not, what the named stages write."""
         return frozenset().union(*(self._descendants[name] for name in names))
 
     def by_urgency(self) -> tuple[Stage, ...]:
-        """The stages that most others wait for come first, so that the chain of tasks starts early."""
+        """Order the stages by how many others wait for them, so that the chain of tasks starts early."""
         return tuple(sorted(self.stages, key=lambda stage: -len(self._descendants[stage.name])))
 
 
@@ -84,17 +84,19 @@ def _names(stages: Iterable[object]) -> frozenset[str]:
     return frozenset(str(getattr(stage, "addressing", stage)) for stage in stages)
 
 
-def changed_stages(root: Path) -> frozenset[str]:
-    """The stages that `dvc repro` would look at: their dependencies, parameters, command or outputs changed.
+def changed_stages(root: Path, patience: float = PATIENCE_SECONDS) -> frozenset[str]:
+    """Return the stages that `dvc repro` would look at: dependencies, parameters, command or outputs changed.
 
-    While another DVC process writes a stage's files, DVC does not answer: it is asked again for a while.
+    Args:
+        root: the project's folder.
+        patience: seconds in which `dvc status` is repeated while another DVC process writes a stage's files.
 
     Raises:
         TransientError: another DVC process was at work all the time.
         IntaglioError: `dvc status` failed.
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    env, deadline, told = stage_environment(root), time.monotonic() + _PATIENCE_SECONDS, False
+    env, deadline, shown = stage_environment(root), time.monotonic() + patience, False
     while True:
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -105,7 +107,7 @@ def changed_stages(root: Path) -> frozenset[str]:
             raise TransientError(
                 f"{root}: another DVC process (`dvc repro`?) is at work here; run again when it has ended"
             )
-        if not told:
+        if not shown:
             print("waiting for another DVC process in this project ...", flush=True)
-        told = True
+        shown = True
         time.sleep(_POLL_SECONDS)

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -20,41 +19,27 @@ from flows.settings import SCRATCH
 _WAIT_SECONDS = 3 * supervisor.GRACE_SECONDS  # how long the processes of a dead run may take to end
 _POLL_SECONDS = 0.1
 
-
-@dataclass
-class _Held:
-    descriptor: int
-    times: int = 1
-
-
-_held: dict[Path, _Held] = {}
+_held: dict[Path, int] = {}  # lock file -> descriptor
 
 
 @contextmanager
 def run_lock(root: Path) -> Iterator[None]:
-    """Hold the project's run lock; entering it again in the same process is free.
+    """Hold the project's run lock.
 
-    The kernel releases the lock with the last process that has it open: this one, and the leashes of its stages. So a
-    stale file is never in the way, and after a kill nobody gets the lock before the last stage has ended.
+    The kernel releases the lock with the last process that has it open: this one, and the supervisors of its stages.
+    So a stale file is never in the way, and after a kill the lock stays taken until the last stage has ended.
 
     Raises:
-        IntaglioError: another process holds it.
+        IntaglioError: it is held already.
     """
     path = _path(root)
-    if held := _held.get(path):
-        held.times += 1
-        try:
-            yield
-        finally:
-            held.times -= 1
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         _acquire(path, file.fileno())
         file.truncate(0)
         file.write(f"process {os.getpid()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
         file.flush()
-        _held[path] = _Held(file.fileno())
+        _held[path] = file.fileno()
         try:
             yield
         finally:
@@ -62,9 +47,9 @@ def run_lock(root: Path) -> Iterator[None]:
 
 
 def lock_descriptors(root: Path) -> tuple[int, ...]:
-    """The run lock's open file, for a child that shall hold the lock with us; none where we do not hold it."""
-    held = _held.get(_path(root))
-    return (held.descriptor,) if held else ()
+    """Return the run lock's open file, for a child that shall hold the lock too; empty if it is not held here."""
+    path = _path(root)
+    return (_held[path],) if path in _held else ()
 
 
 def _path(root: Path) -> Path:
@@ -85,4 +70,4 @@ def _acquire(path: Path, descriptor: int) -> None:
                     f"{path.parent.parent}: {holder or 'another process'} is already running this project's pipeline; "
                     "wait for it or stop it"
                 ) from None
-        time.sleep(_POLL_SECONDS)  # its owner is dead, and its stages are about to end
+        time.sleep(_POLL_SECONDS)  # the process that took the lock is dead, and its stages are about to end

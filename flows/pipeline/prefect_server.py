@@ -1,4 +1,4 @@
-"""The project's own Prefect server: started when needed, gone with the process that needed it.
+"""The project's own Prefect server: started when needed, ended with the process that needed it.
 
 Prefect would start an ephemeral server by itself, but in our own process group: the Ctrl-C that stops a run would stop
 that server too, and Prefect would then try for minutes to report to it. And an ephemeral server runs no schedules.
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,8 @@ from components.errors import IntaglioError
 from flows.pipeline import supervisor
 from flows.settings import SCRATCH
 
-_START_SECONDS = 120  # 5 s usually, 15 s with a new database, more on a busy machine
+SERVER = (sys.executable, "-m", "prefect", "server", "start")
+START_SECONDS = 120.0  # 5 s usually, 15 s with a new database, more on a busy machine
 _RESTARTS = 3  # of a server that ends in the middle of a run
 
 _Process = subprocess.Popen[bytes]
@@ -33,9 +34,15 @@ _Process = subprocess.Popen[bytes]
 
 @dataclass
 class PrefectServer:
-    """A server at `address`. `process` is None where it is not ours, `start` starts it at that address.
+    """A Prefect server that a run reports to.
 
-    The process dies with us, after us: Prefect still sends its last lines of log while the interpreter shuts down.
+    The server ends after this process: Prefect sends its last lines of log while the interpreter shuts down.
+
+    Attributes:
+        address: where it listens, such as http://127.0.0.1:4200.
+        process: the server's own, under a supervisor; None where it was started elsewhere.
+        log: the file of its output.
+        start: starts it again at the same address.
     """
 
     address: str
@@ -45,16 +52,19 @@ class PrefectServer:
 
     @contextmanager
     def attended(self) -> Iterator[None]:
-        """Around a run: our own server is started again if it ends; the stages do not need it meanwhile.
+        """Start our own server again if it ends during a run; the stages do not need it meanwhile.
 
-        A run that fails because there is no server any more ends this process with a line that says so.
+        A run that fails because the server is lost ends this process with a line that says so.
         """
         threading.Thread(target=self._attend, daemon=True).start()
-        before, logging.raiseExceptions = logging.raiseExceptions, False  # or logs would say that they cannot be sent
+        before, logging.raiseExceptions = (
+            logging.raiseExceptions,
+            False,
+        )  # or each log line that cannot be sent prints a stack trace
         try:
             yield
         except Exception as error:
-            if isinstance(error, IntaglioError) or _healthy(self.address):
+            if isinstance(error, IntaglioError) or healthy(self.address):
                 raise
             self._end_run(error)
         finally:
@@ -65,14 +75,14 @@ class PrefectServer:
             if self.process is None or self.start is None:
                 return
             self.process.wait()
-            print(f"Prefect's server ended (its last words are in {self.log}); starting it again", flush=True)
+            print(f"Prefect's server ended (see the end of {self.log}); starting it again", flush=True)
             self.process = self.start()
 
     def _end_run(self, error: BaseException) -> NoReturn:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, IntaglioError):
             cause = cause.__context__  # the run's own failure, which Prefect could not report
-        where = f" (its last words are in {self.log})" if self.process else ""
+        where = f" (see the end of {self.log})" if self.process else ""
         lost = f"Prefect's server {self.address} ended during the run{where}, and Prefect's record of the run with it"
         for line in [
             *str(cause or "").splitlines(),
@@ -83,46 +93,47 @@ class PrefectServer:
             stream.flush()
         os._exit(1)  # at an ordinary exit Prefect would try for minutes to reach its server
 
-    def wait(self) -> str:
-        """Wait until the server answers; returns its address.
+    def wait(self, seconds: float = START_SECONDS) -> str:
+        """Wait until the server answers, for so many seconds at most; return its address.
 
         Raises:
             IntaglioError: it ended, or does not answer in time.
         """
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + seconds
         while self.process is None or self.process.poll() is None:
-            if _healthy(self.address):
+            if healthy(self.address):
                 return self.address
             if self.process is None:
                 raise IntaglioError(f"PREFECT_API_URL is {self.address}/api, but no Prefect server answers there")
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        raise IntaglioError(f"Prefect's server did not start; its last words are in {self.log}")
+        raise IntaglioError(f"Prefect's server did not start; see the end of {self.log}")
 
 
-def start_server(root: Path, schedules: bool = False) -> PrefectServer:
-    """Let PREFECT_API_URL lead to a server: the one it names already, or a new one with its data in `root`.
+def start_server(root: Path, schedules: bool = False, program: Sequence[str] = SERVER) -> PrefectServer:
+    """Use the server that PREFECT_API_URL names, or start one with its data in `root` and let it name that.
 
     It returns at once, so that there is time to import Prefect while the server starts; then `wait()`.
 
     Args:
         root: the project's folder.
         schedules: whether a new server starts scheduled runs.
+        program: the command that starts a server, without host and port.
     """
     log = root / SCRATCH / "prefect-server.log"
     if given := os.environ.get("PREFECT_API_URL"):
         return PrefectServer(given.removesuffix("/api"), None, log)
     port = _free_port()
     log.unlink(missing_ok=True)
-    start = partial(_start, root, port, log, schedules)
+    command = [*program, "--host", "127.0.0.1", "--port", str(port)]
+    start = partial(_start, command, root, log, schedules)
     server = PrefectServer(f"http://127.0.0.1:{port}", start(), log, start)
     os.environ["PREFECT_API_URL"] = f"{server.address}/api"
     return server
 
 
-def _start(root: Path, port: int, log: Path, schedules: bool) -> _Process:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+def _start(command: Sequence[str], root: Path, log: Path, schedules: bool) -> _Process:
     switches = ("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED")
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -137,13 +148,14 @@ def _start(root: Path, port: int, log: Path, schedules: bool) -> _Process:
 
 
 def _free_port() -> int:
-    """A port that the kernel picks: with a fixed one, two projects that start at once would share one's server."""
+    """Return a port that the kernel picks: with a fixed one, two projects that start at once would share a server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _healthy(address: str) -> bool:
+def healthy(address: str) -> bool:
+    """Return whether a Prefect server answers at an address."""
     try:
         with urllib.request.urlopen(f"{address}/api/health", timeout=5):
             return True

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run: which stage of how many, how long, and what it says."""
+"""What a person at the terminal sees of a run: which stage of how many, how long, and what it prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flows.durations import duration
 
 
 class Progress:
-    """Prints the progress of a run of `total` stages; safe to call from several threads."""
+    """The progress of a run of `total` stages, printed line by line; safe to call from several threads."""
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self._total, self._done = total, 0
@@ -20,7 +20,7 @@ class Progress:
         self._lock = threading.Lock()
         self._begun = time.monotonic()
 
-    def say(self, line: str) -> None:
+    def show(self, line: str) -> None:
         """Print one line at once. A terminal that has gone away does not stop the run."""
         with self._lock, suppress(OSError, ValueError):
             print(line, file=self._stream, flush=True)
@@ -30,24 +30,27 @@ class Progress:
         self._done += count
         todo = self._total - count
         rest = f"{todo} to check or run" if todo else "nothing to run"
-        self.say(f"{self._total} stages: {count} up to date, {rest}")
+        self.show(f"{self._total} stages: {count} up to date, {rest}")
 
     def started(self, stage: str) -> None:
-        """A stage begins."""
-        self.say(f"[{self._done:>{self._width}}/{self._total} done, {duration(self.elapsed)}] {stage} ...")
+        """Show that a stage begins."""
+        self.show(f"{self._position} {stage} ...")
 
-    def line(self, stage: str, text: str) -> None:
-        """One line that a stage printed."""
-        self.say(f"    {stage} | {text}")
+    def printed(self, stage: str, line: str) -> None:
+        """Show one line that a stage printed."""
+        self.show(f"    {stage} | {line}")
 
     def finished(self, stage: str, outcome: str, seconds: float) -> None:
-        """A stage ended."""
+        """Count a stage that ended, and show how.
+
+        Args:
+            stage: its name.
+            outcome: `ran` or `cached`.
+            seconds: how long it took.
+        """
         with self._lock:
             self._done += 1
-        self.say(
-            f"[{self._done:>{self._width}}/{self._total} done, {duration(self.elapsed)}] "
-            f"{stage} {outcome} ({duration(seconds)})"
-        )
+        self.show(f"{self._position} {stage} {outcome} ({duration(seconds)})")
 
     @property
     def elapsed(self) -> float:
@@ -55,5 +58,6 @@ class Progress:
         return time.monotonic() - self._begun
 
     @property
-    def _width(self) -> int:
-        return len(str(self._total))
+    def _position(self) -> str:
+        width = len(str(self._total))
+        return f"[{self._done:>{width}}/{self._total} done, {duration(self.elapsed)}]"

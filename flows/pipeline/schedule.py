@@ -10,7 +10,7 @@ from flows.pipeline.prefect_server import start_server
 
 
 def serve_schedule(root: Path, cron: str) -> None:
-    """Run the flow whenever `cron` says (UTC), until interrupted.
+    """Run the flow at the times that `cron` gives (UTC), until interrupted.
 
     Raises:
         IntaglioError: `cron` is not a cron expression, or Prefect's server did not start.
@@ -19,7 +19,7 @@ def serve_schedule(root: Path, cron: str) -> None:
     from flows.pipeline.flow import continual_finetuning
 
     _check_cron(cron)
-    # When it is terminated, Prefect 3.8 forgets to await its own clean-up, and Python says so.
+    # Prefect 3.8 does not await its own clean-up when it is terminated, and Python warns about that.
     warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
     print(f"serving continual_finetuning on {cron!r}; pages at {server.wait()}; Ctrl-C ends it", flush=True)
     continual_finetuning.serve(

@@ -1,4 +1,4 @@
-"""Run one stage of dvc.yaml as a process group that never outlives us."""
+"""Run one stage of dvc.yaml as a process group that ends with this process at the latest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ class StageStoppedError(IntaglioError):
 
 
 def run_stage(root: Path, stage: str, on_line: Callable[[str], None], stop: threading.Event) -> Outcome:
-    """Run `dvc repro --single-item STAGE` and stream the stage's own output line by line.
+    """Run `dvc repro --single-item STAGE` and pass on the stage's own output line by line.
 
     `--wait-for-lock` with `--single-item` is the one combination that lets independent stages run side by side.
 
@@ -62,12 +62,12 @@ def run_stage(root: Path, stage: str, on_line: Callable[[str], None], stop: thre
     if status != 0 and stop.is_set():
         raise StageStoppedError(f"{stage}: stopped; `intaglio run` starts it again")
     if status != 0:
-        raise _failure(stage, output.tail)
+        raise failure(stage, output.tail)
     return "ran" if output.ran else "cached"
 
 
 class _Output:
-    """What a stage printed: passed on, and its end kept for the error message."""
+    """The output of a stage: passed on, and its end kept for the error message."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self.on_line, self.ran = on_line, False
@@ -107,7 +107,7 @@ def _supervise(command: list[str], root: Path, output: _Output, stop: threading.
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Have the leash end the command, if it still runs; then nothing of the group may be left."""
+    """Have the supervisor end the command, if it still runs; then end what is left of the group."""
     if process.stdin:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
@@ -117,18 +117,35 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _failure(stage: str, tail: Iterable[str]) -> IntaglioError:
-    lines = [line for line in tail if line.strip()]
-    status = next((int(found[1]) for line in reversed(lines) if (found := _EXIT_STATUS.match(line))), None)
-    own = [line.partition("error:")[2].strip() for line in lines if line.startswith("error:")]
-    spoken = [line.strip() for line in lines if not _CHATTER.match(line)]
-    reason = "; ".join(own) or (spoken or lines or ["no output"])[-1].strip()
+def failure(stage: str, output: Iterable[str]) -> IntaglioError:
+    """Return the error for a failed stage.
+
+    Args:
+        stage: its name.
+        output: the last lines of DVC and the stage. The reason is the stage's own `error:` lines; without any, the last
+            line that is not DVC's chatter.
+    """
+    lines = [line for line in output if line.strip()]
+    own = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    reason = "; ".join(own) or _last_line(lines)
+    status = _exit_status(lines)
     if status == TRY_AGAIN:
         return TransientError(f"{stage}: {reason}")
     if status is None and any(BUSY.search(line) for line in lines):
         return TransientError(f"{stage}: another DVC process holds one of its files ({reason})")
     ending = "" if own or status is None else f" (exit status {status})"
     return IntaglioError(
-        f"{stage}: {reason}{ending}. Once mended, `intaglio run` resumes here and repeats no finished stage "
+        f"{stage}: {reason}{ending}. Once that is put right, `intaglio run` resumes here and repeats no finished stage "
         f"(this one alone: `dvc repro --single-item {stage}`)"
     )
+
+
+def _last_line(lines: Sequence[str]) -> str:
+    printed = [line for line in lines if not _CHATTER.match(line)] or [*lines] or ["no output"]
+    return printed[-1].strip()
+
+
+def _exit_status(lines: Sequence[str]) -> int | None:
+    """Return the status with which the stage ended, as DVC reports it; None if DVC did not run it."""
+    found = [match[1] for match in map(_EXIT_STATUS.match, lines) if match]
+    return int(found[-1]) if found else None

@@ -1,8 +1,8 @@
 """Which stage may start next: pure bookkeeping over the DAG, and the one slot for the accelerator.
 
 The slot is kept here and not by a Prefect concurrency limit. The run lock already makes this process the project's only
-runner, so nobody else could compete for a limit kept in the project's own ephemeral server; and a task that waits for
-such a limit blocks one of the two workers, while a stage that is not submitted yet blocks nobody.
+runner, so no other process competes for it. A task that waits for such a limit would take one of the two workers, while
+a stage that is not submitted yet takes none.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class StageScheduler:
         return None
 
     def finished(self, stage: str, outcome: str) -> None:
-        """A stage succeeded: what waits for it may start."""
+        """Record that a stage succeeded: what waits for it may start."""
         del self._running[stage]
         self.outcomes[stage] = outcome
 
     def failed(self, stage: str, error: BaseException) -> None:
-        """A stage failed: whatever is downstream never starts in this run."""
+        """Record that a stage failed: what is downstream does not start in this run."""
         del self._running[stage]
         self.outcomes[stage], self.errors[stage] = "failed", error
         self._blocked |= self._dag.downstream([stage])

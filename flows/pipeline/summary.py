@@ -1,4 +1,4 @@
-"""How a run ended, for the terminal and as a Prefect artefact."""
+"""Describe how a run ended, for the terminal and as a Prefect artefact."""
 
 from __future__ import annotations
 
@@ -28,9 +28,17 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """One run: each stage's outcome (`up to date`, `ran`, `cached` or `failed`), and what followed.
+    """The result of one run.
 
-    `outcomes` is empty where no stage was even looked at one by one.
+    Attributes:
+        outcomes: stage -> `up to date`, `ran`, `cached` or `failed`; empty where `dvc status` found no change at all.
+        seconds: how long the run took.
+        errors: failed stage -> why, in one line.
+        not_started: stages that waited for a failed one.
+        run_id: the MLflow run with the results.
+        published_now: whether this run made that MLflow run.
+        decision: what became of the model version.
+        metrics: reports/metrics.json.
     """
 
     outcomes: Mapping[str, str]
@@ -44,7 +52,7 @@ class Summary:
 
 
 def closing_lines(summary: Summary) -> list[str]:
-    """Where to look after a run that went through."""
+    """Return what to print after a run that went through: the result, and where to look."""
     lines = ["", stage_counts(summary) if summary.outcomes else "nothing has changed: every stage is up to date"]
     lines += [f"{name} {value:.3f}" for name, value in _headline(summary)]
     if summary.decision:
@@ -61,7 +69,7 @@ def closing_lines(summary: Summary) -> list[str]:
 
 
 def failure_lines(summary: Summary) -> list[str]:
-    """What failed and what therefore did not start, one line each."""
+    """Return what failed and what therefore did not start, one line each."""
     lines = list(summary.errors.values())
     if summary.not_started:
         lines.append(f"not started, because of {', '.join(summary.errors)}: {', '.join(summary.not_started)}")
@@ -69,7 +77,7 @@ def failure_lines(summary: Summary) -> list[str]:
 
 
 def stage_counts(summary: Summary) -> str:
-    """`29 stages in 12 s: 3 ran, 1 cached, 25 up to date`."""
+    """Count the stages by outcome: `29 stages in 12 s: 3 ran, 1 cached, 25 up to date`."""
     counts = Counter(summary.outcomes.values())
     order = ("ran", "cached", "up to date", "failed")
     parts = [f"{counts[outcome]} {outcome}" for outcome in order if counts[outcome]]
@@ -80,7 +88,7 @@ def stage_counts(summary: Summary) -> str:
 
 
 def verdict(decision: Decision) -> str:
-    """One sentence about the version."""
+    """Return one sentence about the version."""
     champion = f"version {decision.champion}" if decision.champion else "none yet"
     forced = decision.verdict == "promoted" and not all(row.passed for row in decision.rows)
     sentence = _VERDICTS["forced" if forced else decision.verdict]
@@ -88,13 +96,13 @@ def verdict(decision: Decision) -> str:
 
 
 def gate_table(rows: Sequence[GateRow]) -> list[str]:
-    """One aligned line per gate."""
+    """Return one aligned line per gate."""
     width = max((len(row.name) for row in rows), default=0)
     return [f"  {'passed ' if row.passed else 'BLOCKED'}  {row.name:<{width}}  {row.sentence}" for row in rows]
 
 
 def as_markdown(summary: Summary) -> str:
-    """The summary as Markdown."""
+    """Return the summary as Markdown."""
     parts = ["# Continual fine-tuning", stage_counts(summary)]
     parts += [f"**{stage} failed**: {_cell(error)}" for stage, error in summary.errors.items()]
     if summary.not_started:
@@ -123,7 +131,7 @@ def _cell(text: str) -> str:
 
 
 def certificate_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The certificate of metrics.json in plain words.
+    """Return the certificate of metrics.json in plain words.
 
     Raises:
         IntaglioError: the metrics hold none.

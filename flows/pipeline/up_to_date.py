@@ -1,20 +1,18 @@
-"""The quick answer where nothing is to be done: no flow run, hence no Prefect server, for nothing."""
+"""The quick answer where nothing has changed: no flow run, and no Prefect server for it."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from components.config import Config
 from components.io import read_json
-from flows.pipeline.dag import changed_stages
+from flows.pipeline.prepared import Prepared
 from flows.pipeline.summary import Summary
 
 
-def summary_if_up_to_date(root: Path, config: Config) -> Summary | None:
-    """How things stand, if every stage is up to date, published, registered and judged; else None."""
-    begun = time.monotonic()
-    if not (root / "mlruns" / "mlflow.db").is_file() or not (root / "dvc.lock").is_file() or changed_stages(root):
+def summary_if_up_to_date(project: Prepared) -> Summary | None:
+    """Return how things stand if every stage is up to date, published, registered and judged; else None."""
+    begun, root = time.monotonic(), project.root
+    if project.changed or not (root / "mlruns" / "mlflow.db").is_file() or not (root / "dvc.lock").is_file():
         return None
     from flows.registry.mlflow_store import connect
     from flows.registry.promote import standing
@@ -24,7 +22,7 @@ def summary_if_up_to_date(root: Path, config: Config) -> Summary | None:
     client = connect(root)
     publication = find_publication(client, root)
     version = find_version(client, publication) if publication else None
-    decision = standing(client, config.gates, version) if version else None
+    decision = standing(client, project.config.gates, version) if version else None
     if publication is None or decision is None:
         return None
     metrics = read_json(root / "reports" / "metrics.json")

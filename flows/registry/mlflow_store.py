@@ -21,7 +21,7 @@ TASK_KIND = "task"
 
 
 def connect(root: Path) -> MlflowClient:
-    """A client of the project's own database; it is created on first use."""
+    """Return a client of the project's own database; the first use creates it."""
     artifact_root(root).mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(root)
     database = root / "mlruns" / "mlflow.db"
@@ -32,7 +32,7 @@ def connect(root: Path) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, root: Path) -> str:
-    """The experiment, with its artefacts under mlruns/artifacts.
+    """Return the experiment's id; its artefacts are under mlruns/artifacts.
 
     Raises:
         IntaglioError: the database was made in another folder, to which its artefacts' addresses point.
@@ -50,7 +50,13 @@ def experiment_id(client: MlflowClient, root: Path) -> str:
 
 
 def runs(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
-    """Runs that satisfy an MLflow filter, newest first."""
+    """Return the runs that satisfy a filter, newest first.
+
+    Args:
+        client: of the project's tracking database.
+        experiment: the experiment's id.
+        condition: MLflow's filter; "" for all.
+    """
     found: list[Run] = []
     token: str | None = None
     while True:
@@ -62,19 +68,19 @@ def runs(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
 
 
 def versions(client: MlflowClient) -> list[ModelVersion]:
-    """All versions of the model, newest first."""
+    """Return all versions of the model, newest first."""
     found = client.search_model_versions(f"name='{MODEL}'")
     return sorted(found, key=lambda version: -int(version.version))
 
 
 def aliases(client: MlflowClient) -> dict[str, str]:
-    """Alias -> version; empty while nothing is registered."""
+    """Map each alias to its version; empty while nothing is registered."""
     models = client.search_registered_models(f"name='{MODEL}'")
     return {alias: str(version) for model in models for alias, version in model.aliases.items()}
 
 
 def version_of(client: MlflowClient, number: str) -> ModelVersion:
-    """One version of the model.
+    """Return one version of the model.
 
     Raises:
         IntaglioError: there is no such version.
@@ -87,18 +93,29 @@ def version_of(client: MlflowClient, number: str) -> ModelVersion:
 
 
 def tags_of(version: ModelVersion) -> dict[str, str]:
-    """A version's tags."""
+    """Return a version's tags."""
     return cast(dict[str, str], dict(version.tags))
 
 
 def tag_version(client: MlflowClient, number: str, tags: dict[str, Any]) -> None:
-    """Set several tags of a version."""
+    """Set several tags of a version.
+
+    Args:
+        client: of the project's registry.
+        number: the version's number.
+        tags: name -> value, written as text.
+    """
     for key, value in tags.items():
         client.set_model_version_tag(MODEL, number, key, str(value))
 
 
 def bundle_of(client: MlflowClient, root: Path, number: str) -> Path:
-    """The local folder of a version's bundle; found also where the whole project was moved.
+    """Return the local folder of a version's bundle, also where the whole project was moved.
+
+    Args:
+        client: of the project's registry.
+        root: the project's folder.
+        number: the version's number.
 
     Raises:
         IntaglioError: its files are gone.
@@ -118,5 +135,5 @@ def bundle_of(client: MlflowClient, root: Path, number: str) -> Path:
 
 
 def local_path(uri: str) -> Path:
-    """The path behind a file:// address."""
+    """Return the path that a file:// address names."""
     return Path(unquote(urlparse(uri).path))

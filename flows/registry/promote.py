@@ -30,8 +30,12 @@ Verdict = Literal["promoted", "blocked", "champion", "kept"]
 class Decision:
     """What became of a version.
 
-    `promoted`: it is the new champion. `blocked`: a gate failed. `champion`: it was champion already. `kept`: it had
-    been champion once, and whoever replaced it is not overruled.
+    Attributes:
+        version: its number.
+        verdict: `promoted`: it is the new champion. `blocked`: a gate failed. `champion`: it was champion already.
+            `kept`: it was champion once, and the version that replaced it stays.
+        rows: the gates' verdicts.
+        champion: the champion's number afterwards; None while there is none.
     """
 
     version: str
@@ -41,15 +45,26 @@ class Decision:
 
 
 def settle(client: MlflowClient, gates: Gates, number: str) -> Decision:
-    """Decide about a version, once: what the flow does after registering it."""
+    """Decide about a version, once, after it was registered.
+
+    Args:
+        client: of the project's registry.
+        gates: the thresholds.
+        number: the version's number.
+    """
     return standing(client, gates, number) or promote(client, gates, number)
 
 
 def standing(client: MlflowClient, gates: Gates, number: str) -> Decision | None:
-    """What was decided about a version before; None if it is still to be judged.
+    """Return what was decided about a version before; None if it is still to be judged.
 
     The same version against the same champion and thresholds is not judged again, and a version that a person rolled
     back, or that a later one replaced, does not come back by itself.
+
+    Args:
+        client: of the project's registry.
+        gates: the thresholds.
+        number: the version's number.
     """
     tags, known = tags_of(version_of(client, number)), aliases(client)
     rows, current = _recorded_rows(tags), known.get(CHAMPION)
@@ -59,15 +74,18 @@ def standing(client: MlflowClient, gates: Gates, number: str) -> Decision | None
         return Decision(number, "champion", rows, current)
     if "rolled_back" in tags or "promoted_at" in tags:
         return Decision(number, "kept", rows, current)
-    if tags.get("gates") == "blocked" and tags.get("gates_sha256") == _question(gates, current):
+    if tags.get("gates") == "blocked" and tags.get("gates_sha256") == _basis_sha256(gates, current):
         return Decision(number, "blocked", rows, current)
     return None
 
 
 def promote(client: MlflowClient, gates: Gates, number: str | None = None, force: str | None = None) -> Decision:
-    """Run the gates for a version (default: the challenger) and make it champion if it passes, or if forced.
+    """Judge a version by the gates and make it champion if it passes, or if forced.
 
     Args:
+        client: of the project's registry.
+        gates: the thresholds.
+        number: the version's number; None: the challenger's.
         force: the reason for overruling a gate; it is kept in the version's tag `forced`.
 
     Raises:
@@ -85,7 +103,7 @@ def promote(client: MlflowClient, gates: Gates, number: str | None = None, force
         return Decision(number, "champion", _recorded_rows(tags_of(version)), current)
     champion = None if current is None else _metrics_of(client, current)
     rows = judge(gates, _metrics_of(client, number), champion)
-    _record(client, number, str(version.run_id), rows, _question(gates, current))
+    _record(client, number, str(version.run_id), rows, _basis_sha256(gates, current))
     if not passed(rows) and force is None:
         return Decision(number, "blocked", rows, current)
     if force is not None:
@@ -97,7 +115,7 @@ def promote(client: MlflowClient, gates: Gates, number: str | None = None, force
 
 
 def _close_promotion(client: MlflowClient, number: str, tags: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """What follows the champion's alias; repeating it changes nothing but the time."""
+    """Write what follows the champion's alias; repeating it changes nothing but the time."""
     tag_version(client, number, {"promoted_at": _now()})
     if "rolled_back" in tags:
         client.delete_model_version_tag(MODEL, number, "rolled_back")
@@ -127,7 +145,7 @@ def rollback(client: MlflowClient) -> tuple[str, str]:
 
 
 def _metrics_of(client: MlflowClient, number: str) -> Mapping[str, Any]:
-    """A version's metrics.json; empty, so that every gate blocks, where its run has none."""
+    """Return a version's metrics.json; empty, so that every gate blocks, where its run has none."""
     run_id = str(version_of(client, number).run_id)
     try:
         metrics = read_json(Path(client.download_artifacts(run_id, "metrics.json")))
@@ -136,21 +154,21 @@ def _metrics_of(client: MlflowClient, number: str) -> Mapping[str, Any]:
     return metrics if isinstance(metrics, Mapping) else {}
 
 
-def _record(client: MlflowClient, number: str, run_id: str, rows: tuple[GateRow, ...], question: str) -> None:
+def _record(client: MlflowClient, number: str, run_id: str, rows: tuple[GateRow, ...], basis: str) -> None:
     table = [asdict(row) for row in rows]
     client.log_dict(run_id, {"version": number, "gates": table}, f"gates/version-{number}.json")
     for row in rows:
         tag_version(client, number, {f"gate.{row.name}": f"{'passed' if row.passed else 'BLOCKED'}: {row.sentence}"})
     verdict = "passed" if passed(rows) else "blocked"
-    tag_version(client, number, {"gate_rows": json.dumps(table), "gates_sha256": question, "gates": verdict})
+    tag_version(client, number, {"gate_rows": json.dumps(table), "gates_sha256": basis, "gates": verdict})
 
 
 def _recorded_rows(tags: Mapping[str, str]) -> tuple[GateRow, ...]:
     return tuple(GateRow(**row) for row in json.loads(tags.get("gate_rows", "[]")))
 
 
-def _question(gates: Gates, champion: str | None) -> str:
-    """What the gates were asked: the thresholds and whom to compare with."""
+def _basis_sha256(gates: Gates, champion: str | None) -> str:
+    """Hash what a verdict depends on beside the version: the thresholds, and the champion compared with."""
     return sha256_bytes(json.dumps([gates.model_dump(), champion], sort_keys=True).encode())
 
 

@@ -1,7 +1,7 @@
-"""The only tracking code: the stages' outputs become MLflow runs. Publishing twice changes nothing.
+"""Log the stages' outputs to MLflow. Publishing twice changes nothing.
 
-Stages never talk to MLflow themselves: where DVC finds a result in its cache it skips the command, and what the command
-would have logged would silently be missing.
+Stages do not log themselves: where DVC finds a result in its cache it skips the command, and what the command would
+have logged would silently be missing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ class Publication:
 def publish(client: MlflowClient, root: Path, config: Config) -> Publication:
     """Log the present outputs: a parent run for the pipeline, a child run per task.
 
-    A state is known by the hash of dvc.lock. Where a finished parent run has that hash nothing is logged. Runs that
-    were left unfinished by a killed process are marked as failed: the caller holds the run lock, so nobody is logging.
+    The hash of dvc.lock identifies a state. Where a finished parent run has that hash nothing is logged. Runs that a
+    killed process left unfinished are marked as failed: the caller holds the run lock, so no other process is logging.
+
+    Args:
+        client: of the project's tracking database.
+        root: the project's folder.
+        config: its params.yaml.
 
     Raises:
         IntaglioError: an output is missing, or the database belongs to another folder.
@@ -65,7 +70,7 @@ def publish(client: MlflowClient, root: Path, config: Config) -> Publication:
 
 
 def find_publication(client: MlflowClient, root: Path) -> Publication | None:
-    """The finished parent run of the present state, if there is one.
+    """Return the finished parent run of the present state, if there is one.
 
     Raises:
         IntaglioError: there is no dvc.lock, or the database belongs to another folder.
@@ -86,6 +91,8 @@ def _state(root: Path) -> str:
 
 @dataclass(frozen=True)
 class _Publisher:
+    """Everything that the runs of one state share."""
+
     client: MlflowClient
     root: Path
     config: Config
@@ -154,7 +161,7 @@ class _Publisher:
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections as dotted names: `finetune.rank`."""
+    """Yield nested sections as dotted names: `finetune.rank`."""
     sections = tree if isinstance(tree, Mapping) else tree.model_dump(mode="json")
     for key, value in sections.items():
         name = f"{prefix}{key}"
@@ -165,14 +172,14 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _metrics(values: Mapping[str, Any]) -> Iterator[Metric]:
-    """Every finite number, nested ones under dotted names; null (nothing to measure) is left out."""
+    """Yield every finite number, nested ones under dotted names; null (nothing to measure) is left out."""
     for name, value in _flat(values):
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield Metric(name, float(value), _now(), 0)
 
 
 def _curves(path: Path) -> Iterator[Metric]:
-    """The columns of a training curve, one step per epoch."""
+    """Yield the columns of a training curve, one step per epoch."""
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             for column, value in row.items():

@@ -1,4 +1,4 @@
-"""A new version of the registered model: the bundle with the code that answers for it."""
+"""Register a new version of the model: the bundle, and the code that loads it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flows.registry.mlflow_store import CHALLENGER, experiment_id, local_path, t
 from flows.registry.publish import Publication
 from flows.settings import MODEL, scratch_folder
 
-# What loading and asking the model imports.
+# What the registered model imports when it is loaded and called.
 SERVING_PACKAGES = (
     "mlflow",
     "numpy",
@@ -52,11 +52,17 @@ SIGNATURE = ModelSignature(
 def register(client: MlflowClient, root: Path, config: Config, publication: Publication) -> str:
     """Register the bundle as a new version and point the alias `challenger` at it; a published state only once.
 
+    Args:
+        client: of the project's registry.
+        root: the project's folder.
+        config: its params.yaml.
+        publication: the MLflow run of the state.
+
     Returns:
         The version's number.
     """
     if known := find_version(client, publication):
-        if "gates" not in tags_of(version_of(client, known)):  # killed before anybody judged it, or gave it its alias
+        if "gates" not in tags_of(version_of(client, known)):  # killed before it was judged, or had its alias
             client.set_registered_model_alias(MODEL, CHALLENGER, known)
         return known
     if not client.search_registered_models(f"name='{MODEL}'"):
@@ -70,12 +76,12 @@ def register(client: MlflowClient, root: Path, config: Config, publication: Publ
 
 
 def find_version(client: MlflowClient, publication: Publication) -> str | None:
-    """The version that was registered from a publication, if there is one."""
+    """Return the version that was registered from a publication, if there is one."""
     return next((str(known.version) for known in versions(client) if known.run_id == publication.run_id), None)
 
 
 def _saved_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str] | None:
-    """What a killed run had saved whole and not registered yet; what it had saved in part is removed."""
+    """Return what a killed run had saved whole and not registered; remove what it had saved in part."""
     for logged in client.search_logged_models([experiment_id(client, root)], f"source_run_id = '{run_id}'"):
         if logged.status == LoggedModelStatus.READY:
             return str(logged.artifact_location), str(logged.model_id)
@@ -85,7 +91,7 @@ def _saved_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, st
 
 
 def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]:
-    """Save the model and upload it; returns where it lies, and its id."""
+    """Save the model and upload it; return where it lies, and its id."""
     logged = client.create_logged_model(experiment_id(client, root), name=MODEL, source_run_id=run_id)
     location, model_id = str(logged.artifact_location), str(logged.model_id)
     place = scratch_folder(root)
@@ -109,7 +115,7 @@ def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]
 
 
 def pinned_requirements() -> list[str]:
-    """`name==version` of every package that serving needs, as installed here, without a local label such as +cpu."""
+    """Pin every package that serving needs as `name==version`, as installed here, without a label such as +cpu."""
     found = []
     for package in SERVING_PACKAGES:
         try:
@@ -120,7 +126,7 @@ def pinned_requirements() -> list[str]:
 
 
 def _example_image() -> str:
-    """A small picture as base64 text: what a JSON request holds."""
+    """Return a small picture as base64 text, as a JSON request holds it."""
     from PIL import Image
 
     buffer = io.BytesIO()

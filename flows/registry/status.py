@@ -1,4 +1,4 @@
-"""`intaglio status`: the champion, the versions and the last runs."""
+"""Describe the champion, the versions and the last runs: `intaglio status`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 5
 
 
 def status_lines(root: Path) -> list[str]:
-    """What to print; says so where nothing has been published yet."""
+    """Return what to print; one line where nothing has been published yet."""
     if not (root / "mlruns" / "mlflow.db").is_file():
         return ["nothing published yet; `intaglio run` does"]
     client = connect(root)

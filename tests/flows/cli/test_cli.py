@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +18,50 @@ from synthetic import Project
 from components.errors import IntaglioError
 from flows.cli import app
 from flows.cli.app import run_command
-from flows.pipeline import flow, schedule
-from flows.pipeline.prefect_server import PrefectServer
+from flows.pipeline import flow
 from flows.prediction.request import champion_bundle
 from flows.registry.mlflow_store import aliases, connect
 from tests.flows.registry.test_pyfunc_model import png
 
 
 @pytest.fixture
-def no_server(monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> None:
-    """The flow runs on the tests' own Prefect server."""
-
-    address = str(PREFECT_API_URL.value()).removesuffix("/api")
-    monkeypatch.setattr(
-        "flows.pipeline.prefect_server.start_server", lambda *_, **__: PrefectServer(address, None, Path("log"))
-    )
+def given_server(monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> None:
+    """PREFECT_API_URL names the tests' own Prefect server, so that no command starts one."""
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
 
 
-@pytest.mark.usefixtures("no_server")
+@contextmanager
+def subprocesses() -> Iterator[list[list[str]]]:
+    """The command lines of the processes that this one starts meanwhile."""
+    started: list[list[str]] = []
+    _LISTENERS.append(started)
+    try:
+        yield started
+    finally:
+        _LISTENERS.remove(started)
+
+
+_LISTENERS: list[list[list[str]]] = []
+
+
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen":
+        for started in _LISTENERS:
+            started.append([str(word) for word in arguments[1]])
+
+
+sys.addaudithook(_listen)
+
+
+@pytest.mark.usefixtures("given_server")
+def test_a_run_compares_the_project_with_dvc_once(done: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    with subprocesses() as started:
+        assert run_command(["run"]) == 0
+    assert "version 1 passed its gates" in capsys.readouterr().out
+    assert [command[-2:] for command in started if "dvc" in command] == [["status", "--json"]]
+
+
+@pytest.mark.usefixtures("given_server")
 def test_a_life_with_the_command(
     done: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,7 +70,7 @@ def test_a_life_with_the_command(
     assert "nothing published yet" not in capsys.readouterr().out  # the fixture's empty database
     assert run_command(["run"]) == 0
     assert "version 1 passed its gates" in capsys.readouterr().out
-    monkeypatch.setattr(flow, "continual_finetuning", None)  # from here on nothing may start the flow
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # where no server answers: no flow from here on
     monkeypatch.chdir(done.root)
     assert run_command(["run"]) == 0
     assert "nothing has changed: every stage is up to date" in capsys.readouterr().out
@@ -56,7 +86,7 @@ def test_a_life_with_the_command(
     assert done.executed() == []
 
 
-@pytest.mark.usefixtures("no_server")
+@pytest.mark.usefixtures("given_server")
 def test_a_blocked_version_its_promotion_by_force_and_the_way_back(
     done: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +146,7 @@ def test_interrupts(
     def interrupted(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("flows.tasks.preflight.preflight", interrupted)
+    monkeypatch.setattr("flows.pipeline.prepared.preflight", interrupted)
     assert run_command(["run"]) == status
     assert ("interrupted" in capsys.readouterr().err) == (status > 128)
 
@@ -135,10 +165,9 @@ def test_main_ends_the_process_with_the_status(monkeypatch: pytest.MonkeyPatch) 
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.2.3")
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["version"]) == 0
-    assert capsys.readouterr().out == "intaglio 1.2.3\n"
+    assert capsys.readouterr().out == f"intaglio {importlib.metadata.version('intaglio')}\n"
 
 
 def test_own_tasks(fresh: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,21 +196,15 @@ def test_predict_without_a_champion_or_a_bundle(fresh: Project, capsys: pytest.C
     assert "error: nowhere: folder not found" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("given_server")
 def test_the_schedule_is_checked_and_served(
     fresh: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: dict[str, Any] = {}
-
-    def start(_root: Path, schedules: bool) -> PrefectServer:
-        assert schedules
-        return PrefectServer("http://localhost", None, Path("log"))
-
-    monkeypatch.setattr(schedule, "start_server", start)
-    monkeypatch.setattr("flows.pipeline.prefect_server._healthy", lambda _: True)
     monkeypatch.setattr(flow.continual_finetuning, "serve", lambda **options: served.update(options))
     assert run_command(["serve-schedule", "--cron", "now"]) == 1
     assert "error: --cron 'now': not a cron expression" in capsys.readouterr().err
     assert run_command(["serve-schedule"]) == 0
     assert served["cron"] == "0 3 * * *"
     assert served["parameters"] == {"root": str(fresh.root)}
-    assert "pages at http://localhost" in capsys.readouterr().out
+    assert f"pages at {os.environ['PREFECT_API_URL'].removesuffix('/api')}; Ctrl-C" in capsys.readouterr().out

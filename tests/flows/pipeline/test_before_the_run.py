@@ -17,6 +17,7 @@ from synthetic import Project
 from components.errors import IntaglioError
 from flows.pipeline.crash_recovery import recover
 from flows.pipeline.lock import run_lock
+from flows.pipeline.prepared import prepared
 from flows.pipeline.up_to_date import summary_if_up_to_date
 from flows.settings import find_root, stage_environment
 from flows.tasks.preflight import preflight
@@ -122,17 +123,20 @@ def test_temporaries_of_a_killed_dvc_go_and_start_no_stage_again(done: Project) 
     mine.unlink()
 
 
-def test_the_run_lock_is_free_for_its_own_process_and_stale_files_are_no_lock(tmp_path: Path) -> None:
+def test_the_run_lock_is_taken_once_and_stale_files_are_no_lock(tmp_path: Path) -> None:
     (tmp_path / ".intaglio").mkdir()
     (tmp_path / ".intaglio" / "run.lock").write_text("process 1 since yesterday")
-    with run_lock(tmp_path), run_lock(tmp_path):
+    with run_lock(tmp_path):
         assert f"process {os.getpid()} since" in (tmp_path / ".intaglio" / "run.lock").read_text()
+        with pytest.raises(IntaglioError, match="is already running"), run_lock(tmp_path):
+            pass
     with run_lock(tmp_path):
         pass
 
 
-def test_a_project_that_was_never_published_is_not_unchanged(done: Project) -> None:
-    config = preflight(done.root)
-    assert summary_if_up_to_date(done.root, config) is None
-    (done.root / "mlruns" / "mlflow.db").unlink()
-    assert summary_if_up_to_date(done.root, config) is None
+def test_a_project_that_was_never_published_is_not_up_to_date(done: Project) -> None:
+    with prepared(done.root) as project:
+        assert project.changed == frozenset()
+        assert summary_if_up_to_date(project) is None
+        (done.root / "mlruns" / "mlflow.db").unlink()
+        assert summary_if_up_to_date(project) is None

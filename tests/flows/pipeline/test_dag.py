@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 from synthetic import Project
 
 from components.errors import IntaglioError, TransientError
 from flows.pipeline.dag import Dag, Stage, changed_stages, read_dag
-from flows.pipeline.flow import dag as dag_of_stages
 from flows.pipeline.stage_scheduler import StageScheduler
 from flows.settings import stage_environment
+from tests.flows.pipeline.test_stage_process import wait_for
 
 
 def chain(*names: str) -> Dag:
@@ -59,21 +58,23 @@ def test_the_most_urgent_stage_starts_first() -> None:
 
 def test_only_one_stage_has_the_device() -> None:
     dag = Dag(tuple(Stage(name, frozenset()) for name in ("finetune@a", "signature@b", "ingest@c")))
-    walk = StageScheduler(dag, {"finetune@a", "signature@b", "ingest@c"}, workers=3)
-    first, second, third = walk.next_stage(), walk.next_stage(), walk.next_stage()
+    scheduler = StageScheduler(dag, {"finetune@a", "signature@b", "ingest@c"}, workers=3)
+    first, second, third = scheduler.next_stage(), scheduler.next_stage(), scheduler.next_stage()
     assert first is not None
     assert second is not None
     assert (first.name, second.name, third) == ("finetune@a", "ingest@c", None)
-    walk.finished("finetune@a", "ran")
-    following = walk.next_stage()
+    scheduler.finished("finetune@a", "ran")
+    following = scheduler.next_stage()
     assert following is not None
     assert following.name == "signature@b"
 
 
 def test_no_more_stages_than_workers() -> None:
     dag = Dag(tuple(Stage(name, frozenset()) for name in ("a", "b", "c")))
-    walk = StageScheduler(dag, {"a", "b", "c"}, workers=2)
-    assert [stage and stage.name for stage in (walk.next_stage(), walk.next_stage(), walk.next_stage())] == [
+    scheduler = StageScheduler(dag, {"a", "b", "c"}, workers=2)
+    assert [
+        stage and stage.name for stage in (scheduler.next_stage(), scheduler.next_stage(), scheduler.next_stage())
+    ] == [
         "a",
         "b",
         None,
@@ -81,46 +82,40 @@ def test_no_more_stages_than_workers() -> None:
 
 
 def test_only_changed_stages_and_those_downstream_are_looked_at() -> None:
-    walk = StageScheduler(chain("a", "b", "c"), {"b", "not a stage.dvc"}, workers=2)
-    assert walk.outcomes == {"a": "up to date"}
-    stage = walk.next_stage()
+    scheduler = StageScheduler(chain("a", "b", "c"), {"b", "not a stage.dvc"}, workers=2)
+    assert scheduler.outcomes == {"a": "up to date"}
+    stage = scheduler.next_stage()
     assert stage is not None
     assert stage.name == "b"
-    assert walk.next_stage() is None
-    walk.finished("b", "cached")
-    assert walk.next_stage() is not None
+    assert scheduler.next_stage() is None
+    scheduler.finished("b", "cached")
+    assert scheduler.next_stage() is not None
 
 
 def test_what_waits_for_a_failed_stage_never_starts() -> None:
     dag = Dag((*chain("a", "b", "c").stages, Stage("free", frozenset())))
-    walk = StageScheduler(dag, {"a", "free"}, workers=1)
-    assert walk.next_stage() is not None
-    walk.failed("a", IntaglioError("a: broken"))
-    stage = walk.next_stage()
+    scheduler = StageScheduler(dag, {"a", "free"}, workers=1)
+    assert scheduler.next_stage() is not None
+    scheduler.failed("a", IntaglioError("a: broken"))
+    stage = scheduler.next_stage()
     assert stage is not None
     assert stage.name == "free"
-    walk.finished("free", "ran")
-    assert walk.next_stage() is None
-    assert not walk.running
-    assert walk.not_started == ["b", "c"]
-    assert walk.outcomes == {"a": "failed", "free": "ran"}
+    scheduler.finished("free", "ran")
+    assert scheduler.next_stage() is None
+    assert not scheduler.running
+    assert scheduler.not_started == ["b", "c"]
+    assert scheduler.outcomes == {"a": "failed", "free": "ran"}
 
 
-def test_where_another_dvc_works_for_long_the_question_ends_with_one_line(
-    done: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dag_of_stages, "_PATIENCE_SECONDS", 0.0)
+def test_where_another_dvc_works_for_long_the_question_ends_with_one_line(done: Project) -> None:
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "pause")
     command = [sys.executable, "-m", "dvc", "repro"]
     with subprocess.Popen(command, cwd=done.root, env=stage_environment(done.root), stdout=subprocess.DEVNULL) as other:
-        deadline = time.monotonic() + 60
-        while not (done.root / "alive").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(done.root / "alive")
         try:
             with pytest.raises(TransientError, match="another DVC process"):
-                changed_stages(done.root)
+                changed_stages(done.root, patience=0.0)
         finally:
             (done.root / "go").touch()
     assert other.returncode == 0

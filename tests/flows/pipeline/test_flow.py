@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -17,6 +16,7 @@ from synthetic import REPOSITORY, Project
 from components.errors import IntaglioError
 from flows.pipeline import flow
 from flows.pipeline.lock import run_lock
+from flows.pipeline.prepared import prepared
 from flows.registry.mlflow_store import PARENT_KIND, aliases, connect, experiment_id, runs, versions
 from flows.tasks.add_task import add_task
 from tests.crash.processes import descendants
@@ -25,11 +25,9 @@ from tests.flows.pipeline.test_stage_process import running, wait_for
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-@pytest.fixture
-def run_flow(monkeypatch: pytest.MonkeyPatch) -> Callable[[Project], flow.Summary]:
+def run_flow(project: Project) -> flow.Summary:
     """Run the flow for a project; a second attempt at a stage comes at once."""
-    monkeypatch.setattr(flow, "RETRY_DELAYS", (0.0, 0.0))
-    return lambda project: flow.continual_finetuning(str(project.root))
+    return flow.continual_finetuning(str(project.root), retry_delays=(0.0, 0.0))
 
 
 def state(project: Project) -> tuple[int, int, dict[str, str]]:
@@ -38,9 +36,7 @@ def state(project: Project) -> tuple[int, int, dict[str, str]]:
     return len(runs(client, experiment_id(client, project.root), "")), len(versions(client)), aliases(client)
 
 
-def test_everything_once_and_then_nothing(
-    fresh: Project, run_flow: Callable[[Project], flow.Summary], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_everything_once_and_then_nothing(fresh: Project, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run_flow(fresh)
     assert sorted(fresh.executed()) == sorted(summary.outcomes)
     assert set(summary.outcomes.values()) == {"ran"}
@@ -62,7 +58,22 @@ def test_everything_once_and_then_nothing(
     assert fresh.executed() == []
 
 
-def test_after_dvc_repro_only_publishing_is_left(done: Project, run_flow: Callable[[Project], flow.Summary]) -> None:
+def test_what_was_prepared_is_not_prepared_again(done: Project) -> None:
+    """As in `intaglio run`: nothing is cleared away, and DVC is not asked, between the preparation and the flow."""
+    orphan, scratch = done.root / "data/manifests/dropped.parquet", done.root / ".intaglio/tmp/mine"
+    with prepared(done.root):
+        orphan.write_text("of a task that params.yaml does not name")
+        scratch.write_text("a temporary file")
+        done.measure('{"accuracy_final": 0.7}')
+        assert run_flow(done).outcomes["evaluate"] == "up to date"
+        assert orphan.exists()
+        assert scratch.exists()
+    assert run_flow(done).outcomes["evaluate"] == "ran"  # and a flow that Prefect runs alone prepares the project
+    assert not orphan.exists()
+    assert not scratch.exists()
+
+
+def test_after_dvc_repro_only_publishing_is_left(done: Project) -> None:
     summary = run_flow(done)
     assert done.executed() == []
     assert summary.published_now
@@ -73,9 +84,7 @@ def test_after_dvc_repro_only_publishing_is_left(done: Project, run_flow: Callab
     assert "| evaluate | up to date |" in artifact["data"]
 
 
-def test_a_failed_stage_stops_what_needs_it_and_nothing_else(
-    done: Project, run_flow: Callable[[Project], flow.Summary]
-) -> None:
+def test_a_failed_stage_stops_what_needs_it_and_nothing_else(done: Project) -> None:
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "fail")
     (done.root / "data" / "manifests" / "second.parquet").write_text("changed by hand")
@@ -93,9 +102,7 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(
     assert done.executed() == ["evaluate", "report"]
 
 
-def test_a_refused_task_that_is_dropped_leaves_no_trace(
-    done: Project, run_flow: Callable[[Project], flow.Summary]
-) -> None:
+def test_a_refused_task_that_is_dropped_leaves_no_trace(done: Project) -> None:
     run_flow(done)
     params = done.root / "params.yaml"
     before = params.read_text()
@@ -112,9 +119,7 @@ def test_a_refused_task_that_is_dropped_leaves_no_trace(
     assert done.executed() == []
 
 
-def test_a_fault_that_passes_is_tried_again(
-    done: Project, run_flow: Callable[[Project], flow.Summary], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fault_that_passes_is_tried_again(done: Project, capsys: pytest.CaptureFixture[str]) -> None:
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "transient once")
     summary = run_flow(done)
@@ -123,7 +128,7 @@ def test_a_fault_that_passes_is_tried_again(
     assert "evaluate: the registry did not answer: a fault that may pass; trying again" in capsys.readouterr().out
 
 
-def test_a_fault_that_does_not_pass_ends_the_run(done: Project, run_flow: Callable[[Project], flow.Summary]) -> None:
+def test_a_fault_that_does_not_pass_ends_the_run(done: Project) -> None:
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "transient")
     with pytest.raises(IntaglioError, match="evaluate: the registry did not answer"):
@@ -131,9 +136,7 @@ def test_a_fault_that_does_not_pass_ends_the_run(done: Project, run_flow: Callab
     assert done.executed() == ["evaluate"] * 3
 
 
-def test_a_bug_keeps_its_stack_trace(
-    done: Project, run_flow: Callable[[Project], flow.Summary], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_keeps_its_stack_trace(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     done.measure('{"accuracy_final": 0.7}')
 
     def broken(*_: object) -> str:
@@ -144,7 +147,7 @@ def test_a_bug_keeps_its_stack_trace(
         run_flow(done)
 
 
-def test_nothing_starts_with_a_mistake_in_params(done: Project, run_flow: Callable[[Project], flow.Summary]) -> None:
+def test_nothing_starts_with_a_mistake_in_params(done: Project) -> None:
     params = done.root / "params.yaml"
     params.write_text(params.read_text().replace("epochs:", "epoch:"))
     with pytest.raises(IntaglioError, match="unknown key"):
@@ -153,9 +156,7 @@ def test_nothing_starts_with_a_mistake_in_params(done: Project, run_flow: Callab
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_stage(
-    done: Project, run_flow: Callable[[Project], flow.Summary], number: signal.Signals
-) -> None:
+def test_an_interrupted_run_leaves_no_stage(done: Project, number: signal.Signals) -> None:
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "sleep")
 
@@ -167,7 +168,7 @@ def test_an_interrupted_run_leaves_no_stage(
         raise SystemExit(143)
 
     before = signal.signal(signal.SIGTERM, end)
-    # Whoever is started in the background of a script inherits an ignored SIGINT, these tests included.
+    # A process in the background of a script inherits an ignored SIGINT, these tests included.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     helper = threading.Thread(target=interrupt)
     helper.start()
@@ -183,8 +184,8 @@ def test_an_interrupted_run_leaves_no_stage(
         pass
 
 
-def test_a_killed_run_leaves_nobody_behind(done: Project) -> None:
-    """SIGKILL: the kernel closes a pipe, and the leashes take the stage and Prefect's server with them."""
+def test_a_killed_run_leaves_no_process_behind(done: Project) -> None:
+    """SIGKILL: the kernel closes a pipe, and the supervisors end the stage and Prefect's server."""
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "sleep")
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -196,7 +197,7 @@ def test_a_killed_run_leaves_nobody_behind(done: Project) -> None:
     finally:
         process.kill()
         process.wait()
-    assert len(children) >= 5  # a leash with DVC and its stage, a leash with Prefect's server
+    assert len(children) >= 5  # a supervisor with DVC and its stage, a supervisor with Prefect's server
     deadline = time.monotonic() + 20
     while any(running(pid) for pid in children) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -210,7 +211,7 @@ def test_a_killed_run_leaves_nobody_behind(done: Project) -> None:
     assert [run.info.status for run in parents] == ["FINISHED"]
 
 
-def test_only_one_run_at_a_time(done: Project, run_flow: Callable[[Project], flow.Summary]) -> None:
+def test_only_one_run_at_a_time(done: Project) -> None:
     holder = (
         "import sys, time; from pathlib import Path; from flows.pipeline.lock import run_lock\n"
         "with run_lock(Path.cwd()): print('held', flush=True); time.sleep(60)"
@@ -223,7 +224,7 @@ def test_only_one_run_at_a_time(done: Project, run_flow: Callable[[Project], flo
         with pytest.raises(IntaglioError, match=rf"process {process.pid} since .* is already running"):
             run_flow(done)
     finally:
-        process.kill()  # a dead process' lock is in nobody's way
+        process.kill()  # the lock of a dead process is free
         process.wait()
         process.stdout.close()
     run_flow(done)

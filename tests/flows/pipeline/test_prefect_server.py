@@ -15,8 +15,18 @@ import pytest
 from synthetic import Project
 
 from components.errors import IntaglioError
-from flows.pipeline import prefect_server, supervisor
+from flows.pipeline.prefect_server import PrefectServer, healthy, start_server
 from tests.flows.pipeline.test_stage_process import wait_for
+
+ASLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+def end(server: PrefectServer) -> None:
+    """Close the pipe, as the kernel does when we die."""
+    assert server.process is not None
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    server.process.wait(20)
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +37,16 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "")
 
 
-def test_it_answers_and_ends_when_let_go(tmp_path: Path) -> None:
-    own = prefect_server.start_server(tmp_path)
-    assert own.process is not None
-    assert own.process.stdin is not None
+def test_it_answers_and_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    own = start_server(tmp_path)
     try:
         address = own.wait()
         assert os.environ["PREFECT_API_URL"] == f"{address}/api"
-        # Whoever comes later uses it, and has nothing to end.
-        later = prefect_server.start_server(tmp_path)
+        # A later call uses it, and has nothing to end.
+        later = start_server(tmp_path)
         assert (later.wait(), later.process) == (address, None)
     finally:
-        own.process.stdin.close()  # what the kernel does when we die
-        own.process.wait(20)
+        end(own)
     with pytest.raises(IntaglioError, match=r"PREFECT_API_URL is http://127.*, but no Prefect server answers"):
         later.wait()
 
@@ -57,7 +64,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run_comes_back_and_the_run_ends_w
         address = output.read_text().partition("during the run: ")[2].split()[0]
         os.kill(_listener(int(address.rpartition(":")[2])), signal.SIGKILL)
         deadline = time.monotonic() + 120
-        while not ("starting it again" in output.read_text() and prefect_server._healthy(address)):
+        while not ("starting it again" in output.read_text() and healthy(address)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         (done.root / "go").touch()
@@ -80,40 +87,25 @@ def _listener(port: int) -> int:
     return max(named)
 
 
-def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "broken.py"
-    broken.write_text("import sys; sys.exit('no room on the device')")
-    monkeypatch.setattr(supervisor, "__file__", str(broken))
-    with pytest.raises(IntaglioError, match=r"did not start; its last words are in .*prefect-server\.log"):
-        prefect_server.start_server(tmp_path).wait()
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    broken = (sys.executable, "-c", "import sys; sys.exit('no room on the device')")
+    with pytest.raises(IntaglioError, match=r"did not start; see the end of .*prefect-server\.log"):
+        start_server(tmp_path, program=broken).wait()
     assert "no room" in (tmp_path / ".intaglio" / "prefect-server.log").read_text()
 
 
-def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asleep = tmp_path / "asleep.py"
-    asleep.write_text("import os; os.read(0, 1)")
-    monkeypatch.setattr(supervisor, "__file__", str(asleep))
-    monkeypatch.setattr(prefect_server, "_START_SECONDS", 0.3)
-    silent = prefect_server.start_server(tmp_path)
+def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    silent = start_server(tmp_path, program=ASLEEP)
     with pytest.raises(IntaglioError, match="did not start"):
-        silent.wait()
-    assert silent.process is not None
-    assert silent.process.stdin is not None
-    silent.process.stdin.close()
-    silent.process.wait(20)
+        silent.wait(seconds=0.3)
+    end(silent)
 
 
 def test_projects_that_start_at_once_have_servers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asleep = tmp_path / "asleep.py"
-    asleep.write_text("import os; os.read(0, 1)")
-    monkeypatch.setattr(supervisor, "__file__", str(asleep))  # the address is chosen before anything listens on it
     servers = []
     for _ in range(5):
         monkeypatch.setenv("PREFECT_API_URL", "")
-        servers.append(prefect_server.start_server(tmp_path))
+        servers.append(start_server(tmp_path, program=ASLEEP))  # the address is chosen before anything listens on it
     assert len({own.address for own in servers}) == 5
     for own in servers:
-        assert own.process is not None
-        assert own.process.stdin is not None
-        own.process.stdin.close()
-        own.process.wait(20)
+        end(own)

@@ -10,7 +10,7 @@ import pytest
 from synthetic import Project
 
 from components.errors import IntaglioError, TransientError
-from flows.pipeline.stage_process import StageStoppedError, _failure, run_stage
+from flows.pipeline.stage_process import StageStoppedError, failure, run_stage
 
 
 def running(pid: int) -> bool:
@@ -21,7 +21,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_for(path: Path, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not (path.is_file() and path.read_text()):
         assert time.monotonic() < deadline, f"{path} did not appear"
@@ -45,7 +45,7 @@ def test_a_stage_runs_once_and_its_own_lines_are_passed_on(done: Project) -> Non
         (
             "fail",
             IntaglioError,
-            r"evaluate: evaluate: bad\.png: not an image\. Once mended, `intaglio run` resumes",
+            r"evaluate: evaluate: bad\.png: not an image\. Once that is put right, `intaglio run` resumes",
         ),
         ("crash", IntaglioError, r"evaluate: RuntimeError: a bug \(exit status 1\)"),
         ("transient", TransientError, "evaluate: the registry did not answer"),
@@ -62,11 +62,11 @@ def test_a_failure_is_one_line(done: Project, orders: str, kind: type[Exception]
 
 def test_a_file_in_use_by_another_dvc_is_a_fault_that_passes() -> None:
     lines = ["ERROR: 'models/backbone' is busy, it is being blocked by:", "  (PID 1): dvc repro"]
-    assert isinstance(_failure("evaluate", lines), TransientError)
+    assert isinstance(failure("evaluate", lines), TransientError)
 
 
-def test_a_stage_that_says_nothing_fails_with_a_message() -> None:
-    assert "evaluate: no output" in str(_failure("evaluate", []))
+def test_a_stage_that_prints_nothing_fails_with_a_message() -> None:
+    assert "evaluate: no output" in str(failure("evaluate", []))
 
 
 def test_stopping_kills_even_a_stage_that_ignores_sigterm(done: Project) -> None:

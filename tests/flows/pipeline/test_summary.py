@@ -39,7 +39,7 @@ def test_progress_counts_and_indents() -> None:
     progress = Progress(12, stream)
     progress.up_to_date(10)
     progress.started("evaluate")
-    progress.line("evaluate", "halfway")
+    progress.printed("evaluate", "halfway")
     progress.finished("evaluate", "ran", 65)
     assert stream.getvalue().splitlines() == [
         "12 stages: 10 up to date, 2 to check or run",
@@ -52,7 +52,7 @@ def test_progress_counts_and_indents() -> None:
 def test_a_terminal_that_has_gone_away_stops_nothing() -> None:
     stream = io.StringIO()
     stream.close()
-    Progress(1, stream).say("to nobody")
+    Progress(1, stream).show("into the void")
 
 
 @pytest.mark.parametrize(

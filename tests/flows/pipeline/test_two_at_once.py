@@ -33,7 +33,7 @@ def test_beside_a_run_everything_that_writes_is_refused_with_one_line(done: Proj
     done.fault("evaluate", "pause")
     first = intaglio(done, "run")
     try:
-        wait_for(done.root / "alive", seconds=200)  # Prefect's server has to start first
+        wait_for(done.root / "alive")  # Prefect's server has to start first
         for command in (["run"], ["promote"], ["rollback"]):
             second = intaglio(done, *command)
             said = second.communicate(timeout=120)[1].splitlines()
@@ -52,8 +52,7 @@ def test_beside_a_run_everything_that_writes_is_refused_with_one_line(done: Proj
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_run_beside_dvc_repro_waits_for_its_stage(done: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "RETRY_DELAYS", (5.0, 30.0))
+def test_a_run_beside_dvc_repro_waits_for_its_stage(done: Project) -> None:
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "pause")
     other = start(done, "-m", "dvc", "repro")
@@ -61,7 +60,7 @@ def test_a_run_beside_dvc_repro_waits_for_its_stage(done: Project, monkeypatch: 
     release = threading.Timer(8.0, (done.root / "go").touch)
     release.start()
     try:
-        summary = flow.continual_finetuning(str(done.root))
+        summary = flow.continual_finetuning(str(done.root), retry_delays=(5.0, 30.0))
     finally:
         release.join()
         out, err = other.communicate(timeout=120)
