@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from components.arrays import Embeddings, Labels
 from components.config import Config
 from components.data.images import Limits
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import TaskData
 from components.errors import IntaglioError
 from components.modules.low_rank import Head, read_head
 from components.modules.multi_module_vit import MultiModuleViT, embed_images
@@ -30,18 +30,15 @@ def fit_signature(root: Path, config: Config, task: str) -> None:
     """The `signature` stage: write models/signatures/<task> from the task's train and val images."""
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
     engine = MultiModuleViT.load(vit, root / "models/modules", [task], shared=config.embedding.shared)
-    manifest = read_manifest(root, task)
-    rows = {name: split_of(manifest, name) for name in ("train", "val")}
-    classes = tuple(sorted(rows["train"]["label"].unique()))
-    if not classes:
+    data = {name: TaskData.read(root, config, task, name) for name in ("train", "val")}
+    if not len(data["train"]):
         raise IntaglioError(f"task {task!r}: no readable training image; run the stage 'ingest' again")
-    folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
-    cache = TrunkCache.of(root, config.cache)
-    labels = {name: _indices(table["label"].tolist(), classes) for name, table in rows.items()}
+    cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
+    classes, labels = data["train"].classes, {name: images.labels for name, images in data.items()}
     h = {}
-    for name, table in rows.items():
-        paths, what = [folder / path for path in table["path"]], f"signature {task}: {name} split"
-        outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
+    for name, images in data.items():
+        what = f"signature {task}: {name} split"
+        outputs = trunk_outputs(vit, images.paths, images.digests, limits, cache, what)
         h[name] = embed_images(engine, *outputs, (None, task), what)
     train, val, width, count = h["train"][None], h["val"][None], vit.trunk_width, len(classes)
     statistics = Statistics.fit(np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]]), count)
@@ -72,8 +69,3 @@ def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], head:
     every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
     found = fit_ensemble(every, all_labels, classes, head)
     return replace(fold_ensemble(found, factors), temperature=temperature).rounded(every.mean(axis=0))
-
-
-def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:
-    places = {name: place for place, name in enumerate(classes)}
-    return np.array([places[label] for label in labels], dtype=np.int64)

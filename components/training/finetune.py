@@ -14,7 +14,7 @@ import torch
 
 from components.config import Config
 from components.data.images import Limits
-from components.data.manifest import manifest_path, read_manifest, split_of
+from components.data.task_data import TaskData, manifest_path
 from components.errors import IntaglioError
 from components.io import sha256_file, write_json, write_text
 from components.modules.adapted_linear import attach
@@ -48,14 +48,15 @@ def finetune(root: Path, config: Config, task: str) -> None:
 def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> None:
     settings, previous = config.finetune, config.stream.tasks[task].previous
     past = read_past(root / "models/modules", previous, settings.past_budget)
-    classes = read_manifest(root, task)["label"].nunique()
     with processes.first_before_others():  # which also removes what other inputs left
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
     start = time.monotonic()
     views = {"train": settings.views, "val": 1}
-    splits = {name: read_split(root, config, vit, task, name, processes, count) for name, count in views.items()}
+    data = {name: TaskData.read(root, config, task, name) for name in views}
+    splits = {name: read_split(root, config, vit, data[name], name, processes, views[name]) for name in views}
     trunk_seconds = time.monotonic() - start
     trained = attach(vit, past, settings, config.seed)
+    classes = len(data["train"].classes)
     job = TrainingJob(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, processes)
     history, head = train(job, checkpoints)
     if processes.rank > 0:
@@ -95,7 +96,7 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessG
 
 
 def read_split(
-    root: Path, config: Config, vit: Vit, task: str, name: str, processes: ProcessGroup, views: int
+    root: Path, config: Config, vit: Vit, data: TaskData, name: str, processes: ProcessGroup, views: int
 ) -> Split:
     """The trunk's outputs of a split's images in `views`, and each one's place among the sorted classes of the task.
 
@@ -105,21 +106,22 @@ def read_split(
         IntaglioError: the split is empty, or an image cannot be read.
         PeersLostError: another process of the training ended.
     """
-    manifest = read_manifest(root, task)
-    rows, classes = split_of(manifest, name), sorted(manifest["label"].unique())
-    if rows.empty:
-        raise IntaglioError(f"task {task!r}: its {name} split is empty; add images and run again")
-    paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
-    cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
-    digests, what = rows["sha256"].tolist(), f"finetune {task}: {name} split"
-    if processes.count > 1 and len(share := processes.share(torch.arange(len(paths))).tolist()):
-        own_paths, own_digests = [paths[row] for row in share], [digests[row] for row in share]
+    if not len(data):
+        raise IntaglioError(f"task {data.task!r}: its {name} split is empty; add images and run again")
+    cache, limits, what = (
+        TrunkCache.of(root, config.cache),
+        Limits.of(config.data),
+        f"finetune {data.task}: {name} split",
+    )
+
+    def outputs(images: TaskData, view: int) -> Tokens:
+        return trunk_outputs(vit, images.paths, images.digests, limits, cache, what, view)[0]
+
+    if processes.count > 1 and len(share := processes.share(torch.arange(len(data)))):
         for view in range(views):
-            trunk_outputs(vit, own_paths, own_digests, limits, cache, what, view)
+            outputs(data.take(share.numpy()), view)
     processes.wait()
-    tokens = Tokens.joined([trunk_outputs(vit, paths, digests, limits, cache, what, view)[0] for view in range(views)])
-    places = {label: place for place, label in enumerate(classes)}
-    return Split(tokens, torch.tensor([places[label] for label in rows["label"]], dtype=torch.int64), views)
+    return Split(Tokens.joined([outputs(data, view) for view in range(views)]), torch.from_numpy(data.labels), views)
 
 
 def _table(history: list[Epoch]) -> str:
