@@ -25,7 +25,7 @@ from components.bench.peft_import import PeftModel
 from components.bench.synthetic_tasks import stretch
 from components.config import BASE, Config
 from components.data.images import Limits
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import TaskData
 from components.inference.predictor import Prediction, Predictor
 from components.io import read_json
 from components.modules.multi_module_vit import embed_pixels
@@ -120,10 +120,9 @@ def test_images(root: Path, config: Config, tasks: int) -> TestImages:
         config: its configuration.
         tasks: their number; at most all of the project's.
     """
-    known = config.tasks[:tasks]
-    tables = {task: split_of(read_manifest(root, task), "test") for task in known}
-    paths = [root / config.stream.tasks[task].folder / path for task in known for path in tables[task]["path"]]
-    truth = [(task, str(label)) for task in known for label in tables[task]["label"]]
+    data = [TaskData.read(root, config, task, "test") for task in config.tasks[:tasks]]
+    paths = [path for images in data for path in images.paths]
+    truth = [(images.task, images.classes[label]) for images in data for label in images.labels]
     order = np.random.default_rng(0).permutation(len(paths))
     batches = pixel_batches([paths[row] for row in order], config.backbone.image_size, Limits.of(config.data))
     names, labels = zip(*[truth[row] for row in order], strict=True)

@@ -20,7 +20,7 @@ from components.arrays import Pixels
 from components.bench.peft_import import LoraConfig, get_peft_model
 from components.config import Backbone, Config, Finetune
 from components.data.images import Limits
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import TaskData
 from components.modules.adapted_linear import attach
 from components.modules.low_rank import LINEAR_LAYERS
 from components.params import load_config, with_settings
@@ -107,14 +107,12 @@ def read_setting(root: Path, blocks: int, images: int, epochs: int, settings: Se
         IntaglioError: an impossible setting.
     """
     config = with_settings(load_config(root / "params.yaml"), settings)
-    tables = {task: read_manifest(root, task) for task in config.tasks}
-    task = max(tables, key=lambda name: len(split_of(tables[name], "train")))
+    train = max((TaskData.read(root, config, task, "train") for task in config.tasks), key=len)
+    val = TaskData.read(root, config, train.task, "val")
     backbone = config.backbone.model_copy(update={"adapted_blocks": blocks})
-    classes = sorted(tables[task]["label"].unique())
-    train, val = split_of(tables[task], "train"), split_of(tables[task], "val")
     share = min(1.0, images / len(train))
     start = time.perf_counter()
-    learned, held_out = (_read(root, config, task, split, share, classes) for split in (train, val))
+    learned, held_out = (_read(config, data, share) for data in (train, val))
     return TrainingSetting(
         root,
         backbone,
@@ -123,17 +121,15 @@ def read_setting(root: Path, blocks: int, images: int, epochs: int, settings: Se
         choose_device(config.device),
         learned,
         held_out,
-        len(classes),
+        len(train.classes),
         time.perf_counter() - start,
     )
 
 
-def _read(root: Path, config: Config, task: str, table: pd.DataFrame, share: float, classes: list[str]) -> BenchImages:
-    rows = table.sample(frac=share, random_state=0)
-    paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
-    pixels = np.concatenate(list(pixel_batches(paths, config.backbone.image_size, Limits.of(config.data))))
-    labels = torch.tensor([classes.index(label) for label in rows["label"]], dtype=torch.int64)
-    return BenchImages(paths, rows["sha256"].tolist(), pixels, labels)
+def _read(config: Config, data: TaskData, share: float) -> BenchImages:
+    drawn = data.take(pd.Series(range(len(data))).sample(frac=share, random_state=0).to_numpy())
+    pixels = np.concatenate(list(pixel_batches(drawn.paths, config.backbone.image_size, Limits.of(config.data))))
+    return BenchImages(list(drawn.paths), list(drawn.digests), pixels, torch.from_numpy(drawn.labels))
 
 
 def way_of(way: str, setting: TrainingSetting, scratch: Path, seed: int = 0) -> Epoch:

@@ -19,10 +19,10 @@ import pandas as pd
 from components.config import Config
 from components.data.image_folder import read_image_folder
 from components.data.images import ImageFacts, Limits, probe
+from components.data.task_data import SPLITS, manifest_path
 from components.errors import IntaglioError
-from components.io import read_table, write_table
+from components.io import write_table
 
-SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "sha256", "bytes", "width", "height", "mode", "format", "readable", "error")
 _PROGRESS = 1000  # images between two lines
 
@@ -52,26 +52,6 @@ def ingest(root: Path, config: Config, task: str) -> None:
     write_table(manifest_path(root, task), table)
     counts = table["split"].value_counts()
     print(f"ingest {task}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS), flush=True)
-
-
-def read_manifest(root: Path, task: str) -> pd.DataFrame:
-    """The task's table, sorted by path.
-
-    Raises:
-        IntaglioError: it was not written yet, or is damaged.
-    """
-    return read_table(manifest_path(root, task))
-
-
-def split_of(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The readable rows of one split, in the manifest's order.
-
-    Raises:
-        IntaglioError: there is no such split.
-    """
-    if split not in SPLITS:
-        raise IntaglioError(f"split {split!r} does not exist; known: {', '.join(SPLITS)}")
-    return manifest[(manifest["split"] == split) & manifest["readable"].astype(bool)].reset_index(drop=True)
 
 
 def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -115,11 +95,6 @@ def _held(hits: int, fraction: float, total: int) -> int:
 
 def _fractions(config: Config) -> dict[str, float]:
     return {"val": config.data.val_fraction, "test": config.data.test_fraction}
-
-
-def manifest_path(root: Path, task: str) -> Path:
-    """Where the table of a task lies."""
-    return root / "data" / "manifests" / f"{task}.parquet"
 
 
 def _probe_all(task: str, paths: Collection[Path], limits: Limits) -> Iterator[ImageFacts]:

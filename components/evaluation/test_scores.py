@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from components.arrays import Embeddings, Indices, Mask, Matrix
 from components.config import Config, Shortlist
 from components.data.images import Limits
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import TaskData
 from components.errors import IntaglioError
 from components.modules.multi_module_vit import MultiModuleViT, embed_tokens
 from components.retrieval.pooled import PooledRetriever
@@ -94,9 +94,8 @@ def score_test_images(root: Path, config: Config) -> TestScores:
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
     engine = MultiModuleViT.load(vit, root / "models/modules", config.tasks, shared=config.embedding.shared)
     signatures = tuple(read_signature(root / "models/signatures", task) for task in config.tasks)
-    tables = {task: split_of(read_manifest(root, task), "test") for task in config.tasks}
-    paths = [root / config.stream.tasks[task].folder / path for task, table in tables.items() for path in table["path"]]
-    digests = [digest for table in tables.values() for digest in table["sha256"]]
+    data = [TaskData.read(root, config, task, "test") for task in config.tasks]
+    paths, digests = [path for images in data for path in images.paths], [d for images in data for d in images.digests]
     count = len(paths)
     if count == 0:
         raise IntaglioError("no task has a readable test image; add some and run the stages 'ingest' again")
@@ -119,14 +118,7 @@ def score_test_images(root: Path, config: Config) -> TestScores:
             typicality[rows, column] = support.calibration.typicality(lies)
             density[rows, column] = signature.mixture.log_density(h)
         progress.at(rows.stop)
-    task = np.repeat(np.arange(len(signatures)), [len(table) for table in tables.values()])
-    label = np.array(
-        [
-            signature.classes.index(name)
-            for signature, table in zip(signatures, tables.values(), strict=True)
-            for name in table["label"]
-        ],
-        dtype=np.int64,
-    )
-    names = tuple(path for table in tables.values() for path in table["path"])
+    task = np.repeat(np.arange(len(signatures)), [len(images) for images in data])
+    label = np.concatenate([images.labels for images in data])
+    names = tuple(name for images in data for name in images.names)
     return TestScores(signatures, task, label, names, h0, vit.embedding_width, density, adapted, p_values, typicality)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from components.config import Config
 from components.data.images import ImageError, Limits, open_image
-from components.data.manifest import read_manifest
+from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from components.io import read_json, read_table, sha256_bytes, write_text
 from components.report import charts

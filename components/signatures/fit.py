@@ -8,7 +8,7 @@ import numpy as np
 
 from components.config import Config
 from components.data.images import Limits
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import TaskData
 from components.errors import IntaglioError
 from components.modules.low_rank import read_head
 from components.modules.multi_module_vit import MultiModuleViT, embed_images
@@ -35,19 +35,16 @@ def fit_signature(root: Path, config: Config, task: str) -> None:
     """
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
     engine = MultiModuleViT.load(vit, root / "models/modules", [task], shared=config.embedding.shared)
-    manifest = read_manifest(root, task)
-    rows = {name: split_of(manifest, name) for name in ("train", "val")}
-    classes = tuple(sorted(rows["train"]["label"].unique()))
-    if not classes:
+    data = {name: TaskData.read(root, config, task, name) for name in ("train", "val")}
+    if not len(data["train"]):
         raise IntaglioError(f"task {task!r}: no readable training image; run the stage 'ingest' again")
-    folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
-    cache, number_of = TrunkCache.of(root, config.cache), {label: number for number, label in enumerate(classes)}
-    h, labels = {}, {}
-    for name, table in rows.items():
-        paths, what = [folder / path for path in table["path"]], f"signature {task}: {name} split"
-        outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
+    cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
+    classes, labels = data["train"].classes, {name: images.labels for name, images in data.items()}
+    h = {}
+    for name, images in data.items():
+        what = f"signature {task}: {name} split"
+        outputs = trunk_outputs(vit, images.paths, images.digests, limits, cache, what)
         h[name] = embed_images(engine, *outputs, (None, task), what)
-        labels[name] = np.array([number_of[label] for label in table["label"]], dtype=np.int64)
     train, val, width = h["train"][None], h["val"][None], vit.trunk_width
     own_train, own_val = (LabelledEmbeddings(h[name][task], labels[name]) for name in ("train", "val"))
     every, every_label = np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]])

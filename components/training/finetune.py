@@ -14,7 +14,7 @@ import torch
 
 from components.config import Config
 from components.data.images import Limits
-from components.data.manifest import manifest_path, read_manifest, split_of
+from components.data.task_data import TaskData, manifest_path
 from components.errors import IntaglioError
 from components.io import sha256_file, write_json, write_text
 from components.training.checkpoint import Checkpoints
@@ -54,12 +54,11 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: Proces
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
     settings, previous = config.finetune, config.stream.tasks[task].previous
     start = time.monotonic()
-    train, val = (
-        read_split(root, config, vit, task, name, processes, views)
-        for name, views in (("train", settings.views), ("val", 1))
-    )
+    views = {"train": settings.views, "val": 1}
+    data = {name: TaskData.read(root, config, task, name) for name in views}
+    train, val = (read_split(root, config, vit, data[name], name, processes, views[name]) for name in views)
     trunk_seconds = time.monotonic() - start
-    splits = TaskSplits(train, val, read_manifest(root, task)["label"].nunique())
+    splits = TaskSplits(train, val, len(data["train"].classes))
     folder = root / "models/modules"
     trained = train_module(folder, task, previous, splits, vit, settings, config.seed, checkpoints, processes)
     if trained is None:
@@ -97,7 +96,7 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessG
 
 
 def read_split(
-    root: Path, config: Config, vit: Vit, task: str, name: str, processes: ProcessGroup, views: int
+    root: Path, config: Config, vit: Vit, data: TaskData, name: str, processes: ProcessGroup, views: int
 ) -> Split:
     """Read the trunk's outputs and the labels of a split; a label is an index into the sorted classes of the task.
 
@@ -107,7 +106,7 @@ def read_split(
         root: folder of the project.
         config: its configuration.
         vit: the backbone.
-        task: name of the task.
+        data: the images of the split.
         name: of the split, "train" or "val".
         processes: this process among those that train together.
         views: how many views of each image.
@@ -116,21 +115,22 @@ def read_split(
         IntaglioError: the split is empty, or an image cannot be read.
         PeersLostError: another process of the training ended.
     """
-    manifest = read_manifest(root, task)
-    rows, classes = split_of(manifest, name), sorted(manifest["label"].unique())
-    if rows.empty:
-        raise IntaglioError(f"task {task!r}: its {name} split is empty; add images and run again")
-    paths = [root / config.stream.tasks[task].folder / path for path in rows["path"]]
-    cache, limits = TrunkCache.of(root, config.cache), Limits.of(config.data)
-    digests, what = rows["sha256"].tolist(), f"finetune {task}: {name} split"
-    if processes.count > 1 and len(share := processes.share(torch.arange(len(paths))).tolist()):
-        own_paths, own_digests = [paths[row] for row in share], [digests[row] for row in share]
+    if not len(data):
+        raise IntaglioError(f"task {data.task!r}: its {name} split is empty; add images and run again")
+    cache, limits, what = (
+        TrunkCache.of(root, config.cache),
+        Limits.of(config.data),
+        f"finetune {data.task}: {name} split",
+    )
+
+    def outputs(images: TaskData, view: int) -> Tokens:
+        return trunk_outputs(vit, images.paths, images.digests, limits, cache, what, view)[0]
+
+    if processes.count > 1 and len(share := processes.share(torch.arange(len(data)))):
         for view in range(views):
-            trunk_outputs(vit, own_paths, own_digests, limits, cache, what, view)
+            outputs(data.take(share.numpy()), view)
     processes.wait()
-    tokens = Tokens.joined([trunk_outputs(vit, paths, digests, limits, cache, what, view)[0] for view in range(views)])
-    number_of = {label: number for number, label in enumerate(classes)}
-    return Split(tokens, torch.tensor([number_of[label] for label in rows["label"]], dtype=torch.int64), views)
+    return Split(Tokens.joined([outputs(data, view) for view in range(views)]), torch.from_numpy(data.labels), views)
 
 
 def _table(history: list[Epoch]) -> str:

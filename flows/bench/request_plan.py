@@ -13,7 +13,7 @@ import numpy as np
 
 from components.config import Config
 from components.data.images import open_image
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import TaskData
 from components.inference.predictor import Predictor
 from flows.bench.load_generator import Planned
 
@@ -30,11 +30,7 @@ def test_files(root: Path, config: Config, most: int) -> list[Path]:
         config: its configuration.
         most: images at most.
     """
-    paths = [
-        root / config.stream.tasks[task].folder / path
-        for task in config.tasks
-        for path in split_of(read_manifest(root, task), "test")["path"]
-    ]
+    paths = [path for task in config.tasks for path in TaskData.read(root, config, task, "test").paths]
     order = np.random.default_rng(0).permutation(len(paths))
     return [paths[row] for row in order[:most]]
 

@@ -17,7 +17,8 @@ from PIL import Image
 from components.config import Config, Stream, Task
 from components.data import expectations
 from components.data.image_folder import read_image_folder
-from components.data.manifest import COLUMNS, SPLITS, assign_splits, ingest, read_manifest, split_of
+from components.data.manifest import COLUMNS, assign_splits, ingest
+from components.data.task_data import SPLITS, read_manifest, split_of
 from components.errors import IntaglioError
 from components.io import sha256_file
 from components.params import load_config
@@ -116,11 +117,6 @@ def test_hidden_and_other_files_are_left_out(tmp_path: Path, pets: Path, config:
     assert f"pets: 2 classes, 20 images (4 hidden or system files skipped) in {pets}" in capsys.readouterr().out
 
 
-def test_split_of_refuses_unknown_splits() -> None:
-    with pytest.raises(IntaglioError, match="split 'valid' does not exist; known: train, val, test"):
-        split_of(pd.DataFrame(), "valid")
-
-
 def layout(folder: Path, *splits: str) -> None:
     for number, split in enumerate(splits):
         for label in ("cat", "dog"):
@@ -169,11 +165,6 @@ def test_splits_are_called_the_same_whatever_their_folders_are_called(tmp_path: 
 def test_an_unknown_task_lists_the_known_ones(tmp_path: Path, config: Config) -> None:
     with pytest.raises(IntaglioError, match=r"task 'cars' is not in params.yaml; known: pets"):
         ingest(tmp_path, config, "cars")
-
-
-def test_a_missing_manifest_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(IntaglioError, match=r"pets.parquet: file not found"):
-        read_manifest(tmp_path, "pets")
 
 
 def test_progress_is_visible(tmp_path: Path, pets: Path, config: Config, capsys) -> None:  # type: ignore[no-untyped-def]

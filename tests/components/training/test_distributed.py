@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from components.data.manifest import read_manifest, split_of
+from components.data.task_data import read_manifest, split_of
 from components.io import sha256_file
 from components.modules.low_rank import read_component
 from components.training.checkpoint import SECONDS_VARIABLE

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.config import Config
-from components.data.manifest import read_manifest
+from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from components.io import read_json, sha256_file
 from components.modules.low_rank import read_component

@@ -20,7 +20,7 @@ import components.vision.trunk_cache
 from components.arrays import Embeddings
 from components.config import Config
 from components.data.images import ImageError, Limits
-from components.data.manifest import read_manifest
+from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from components.evaluation.evaluate import evaluate
 from components.inference.predictor import Predictor

@@ -10,7 +10,8 @@ from folder_shapes import ACCEPTED, REFUSED, build
 from synthetic import REPOSITORY
 
 from components.config import Stream, Task
-from components.data.manifest import ingest, read_manifest
+from components.data.manifest import ingest
+from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from components.params import load_config
 from flows.tasks.add_task import add_task
