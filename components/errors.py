@@ -1,13 +1,15 @@
-"""The errors that a user can act on. Everything else is a bug and keeps its stack trace."""
+"""Errors that a user can act on. Everything else is a bug and keeps its stack trace."""
 
 import errno
 import os
 from pathlib import Path
 
-TRY_AGAIN = 75  # exit status of a stage that stands for TransientError: EX_TEMPFAIL of sysexits.h
-ABANDONED = 76  # the same for PeersLostError: EX_PROTOCOL
+# Exit statuses of a stage's process, by the names of sysexits.h.
+TRY_AGAIN = 75  # TransientError: EX_TEMPFAIL
+ABANDONED = 76  # PeersLostError: EX_PROTOCOL
+
 _SPACE, _RIGHTS = "free some space", "make it writable"
-DISK_FAULTS = {  # faults of the disk -> what a person can do
+DISK_FAULTS = {  # errno of a fault of the disk -> its remedy
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
     errno.EROFS: _RIGHTS,
@@ -18,7 +20,7 @@ DISK_FAULTS = {  # faults of the disk -> what a person can do
 
 
 class IntaglioError(Exception):
-    """Bad input or a broken artefact: the message says what, where and what to do, in one line."""
+    """Bad input or a broken artefact: the message names what, where and the remedy, in one line."""
 
 
 class TransientError(IntaglioError):
@@ -26,11 +28,16 @@ class TransientError(IntaglioError):
 
 
 class PeersLostError(Exception):
-    """Another process of a shared training ended. It has said why; there is nothing to add."""
+    """Another process of a shared training ended. That process reports the reason; this one adds nothing."""
 
 
 def disk_error(path: Path, error: OSError) -> IntaglioError:
-    """What to tell a person about a fault in DISK_FAULTS; `path` is named where the error names no file."""
+    """Turn a fault of the disk, one of DISK_FAULTS, into an error that names its remedy.
+
+    Args:
+        path: the file that was being written, named where `error` names none.
+        error: the fault.
+    """
     number = error.errno or 0
     return IntaglioError(
         f"{error.filename or path}: {os.strerror(number).lower()}; {DISK_FAULTS[number]} and run again: "

@@ -1,4 +1,8 @@
-"""Hash of the code that a result depends on: a module and all that it imports of this package, directly or not."""
+"""A hash of the code that a result depends on: a module and everything that it imports of this package.
+
+Files that the module does not reach, such as a chart's or a command's, do not count. So an edited chart keeps a
+half-trained checkpoint, and an edited training loop does not.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,10 @@ from components.io import sha256_bytes, sha256_file
 
 @cache
 def code_fingerprint(module: str) -> str:
-    """Hash a module of this package and every module that it imports, as they are when a process first asks.
-
-    Files that the module does not reach, a chart's or a command's, do not count.
+    """Hash a module and its direct and indirect imports, as they are on disk at the process's first call.
 
     Args:
-        module: dotted name, such as `components.training.loop`.
+        module: dotted name in this package, such as `components.training.loop`.
 
     Returns:
         Hex sha256.

@@ -1,4 +1,11 @@
-"""Files: atomic writes, hashes, and the three formats an artefact may have (safetensors, parquet, JSON)."""
+"""Files: atomic writes, hashes, and the three formats of artefacts (safetensors, parquet, JSON).
+
+A write goes to a temporary file or folder beside its target, which is synced and then renamed over the target. A
+process that is killed on the way leaves the old content whole, and a temporary that the next writer of the same target
+removes. The writer holds a lock on its temporary, so that the temporary of a running process is never removed:
+
+    mkstemp .NAME.xxxxxxxx -> lock -> write -> fsync -> rename to NAME -> fsync of the folder
+"""
 
 from __future__ import annotations
 
@@ -23,19 +30,19 @@ from safetensors.numpy import load_file, save
 from components.arrays import Arrays
 from components.errors import DISK_FAULTS, IntaglioError, disk_error
 
-_MANY = 256  # files in a folder above which one sync of the whole disk is quicker than one each
+_MANY_FILES = 256  # in a folder, above which one sync of the whole disk is quicker than one for each file
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
+    """Yield a temporary path beside `path`; on success, sync it and rename it over `path`.
 
-    Whoever is killed in between leaves the old file whole; the next write of `path` removes what he left beside it.
+    A kill in between leaves the old file whole; the next write of `path` removes the temporary.
 
     Raises:
-        IntaglioError: the disk is full, or does not let us write.
+        IntaglioError: the disk is full or read-only, or permission is missing.
     """
-    with _explained(path):
+    with _disk_faults_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, glob.escape(path.name))
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -54,12 +61,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it is synced and takes the place of `path`.
+    """Yield a temporary folder beside `path`; on success, sync it and put it in the place of `path`.
 
-    Whoever is killed in between leaves the old folder, the new one or none, and never a part of one.
+    A kill in between leaves the old folder, the new one or none, and never a part of one.
 
     Raises:
-        IntaglioError: the disk is full, or does not let us write.
+        IntaglioError: the disk is full or read-only, or permission is missing.
     """
     with scratch_folder(path) as temporary, scratch_folder(path) as old:
         yield temporary
@@ -73,12 +80,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that is gone afterwards; of a killed writer of `path`, the next removes his.
+    """Yield an empty folder beside `path` and remove it afterwards; after a kill, the next writer of `path` does.
 
     Raises:
-        IntaglioError: the disk is full, or does not let us write.
+        IntaglioError: the disk is full or read-only, or permission is missing.
     """
-    with _explained(path):
+    with _disk_faults_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, glob.escape(path.name))
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -92,16 +99,20 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, names: str = "*") -> None:
-    """Remove what killed writers left in `folder`, of the files or folders whose names match the pattern `names`.
+    """Remove the temporaries that killed writers left in `folder`.
 
-    A living writer holds a lock on his; a dead one cannot.
+    A running writer holds a lock on its temporary, which the kernel releases at the end of the process.
+
+    Args:
+        folder: where the targets are.
+        names: glob pattern of the targets' names.
     """
-    for litter in folder.glob(f".{names}.{'?' * 8}"):
-        with suppress(OSError):  # renamed or removed by its writer this instant
-            handle = os.open(litter, os.O_RDONLY)
+    for leftover in folder.glob(f".{names}.{'?' * 8}"):
+        with suppress(OSError):  # locked, or renamed or removed by its writer at this instant
+            handle = os.open(leftover, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             finally:
                 os.close(handle)
 
@@ -117,7 +128,7 @@ def _sync(path: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     paths = [folder, *folder.rglob("*")]
-    if len(paths) > _MANY:
+    if len(paths) > _MANY_FILES:
         os.sync()
     else:
         for path in paths:
@@ -125,7 +136,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _disk_faults_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -135,12 +146,12 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex sha256 of `data`."""
+    """Return the hex sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's content, read in blocks."""
+    """Return the hex sha256 of a file's content, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -157,7 +168,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys. NaN becomes null: JSON has no NaN."""
+    """Write `value` as indented JSON with sorted keys. NaN and infinities become null: JSON has none."""
     write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True) + "\n")
 
 
@@ -215,6 +226,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _finite(value: Any) -> Any:
+    """Return `value` with plain numbers for numpy's, and None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

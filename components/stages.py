@@ -1,7 +1,7 @@
 """The thin command line that dvc.yaml calls: `python -m components.stages STAGE [TASK]`.
 
 Exit status: 0; 1 for an error that the user can act on; 75 (EX_TEMPFAIL) where trying again may help. Where several
-processes share a training, each of them is this command too; its status is 76 if it was left alone.
+processes share a training, each of them is this command too, with status 76 where another process ended first.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from components.errors import (
 from components.params import load_config
 
 _PARENT = os.getppid()
-_LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun's engine, as one of several processes
+_IS_TRAINING_PROCESS = "TORCHELASTIC_RUN_ID" in os.environ  # one of several, started by torch.distributed.elastic
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-# stage -> its function. Imported when called: a stage that needs no torch does not wait for it.
+# stage -> its function, imported when it is called: a stage without torch does not wait for torch's import.
 STAGES = {
     "backbone": "components.vision.pretrained:convert",
     "fetch": "components.data.default_stream:fetch",
@@ -74,31 +74,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(config: Config, stage: str, *task: str) -> None:
-    if stage == "finetune" and config.finetune.processes > 1 and not _LAUNCHED:
+    """Run a stage here, or have several processes run it where a training is shared."""
+    if stage == "finetune" and config.finetune.processes > 1 and not _IS_TRAINING_PROCESS:
         from components.training.distributed import launch
 
-        launch(["-m", "components.stages", stage, *task], config.finetune.processes)  # each of them comes back here
+        launch(["-m", "components.stages", stage, *task], config.finetune.processes)  # each of them runs the stage
         return
     module, _, name = (STAGES | TASK_STAGES)[stage].partition(":")
     getattr(importlib.import_module(module), name)(Path(), config, *task)
 
 
 def _end_with_dvc() -> None:
-    """Have the kernel end this stage with the DVC, or the launcher of several processes, that started it.
+    """Have the kernel kill this process when its parent ends: DVC, or the launcher of several training processes.
 
-    DVC takes no stage with it when it is killed: it would go on writing, and the next run would start a second writer.
+    A killed DVC leaves its stages running. They would go on writing while the next run starts a second writer.
     """
-    if ("DVC_STAGE" in os.environ or _LAUNCHED) and sys.platform == "linux":
+    if ("DVC_STAGE" in os.environ or _IS_TRAINING_PROCESS) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != _PARENT:  # it died before we asked
+        if os.getppid() != _PARENT:  # the parent ended before the call
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _fail(error: IntaglioError, status: int) -> int:
-    if _LAUNCHED:  # the launcher says it, once for all processes
-        from components.training.distributed import record
+    """Report an error on stderr, a line each, and return the exit status."""
+    if _IS_TRAINING_PROCESS:  # the launcher prints it, once for all processes
+        from components.training.distributed import report_to_launcher
 
-        record(error)
+        report_to_launcher(error)
         return status
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr, flush=True)

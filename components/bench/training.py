@@ -26,7 +26,7 @@ from components.bench.machine import peak_memory_of, print_peak_memory
 from components.bench.task_growth import task_cost
 from components.bench.training_ways import WAYS, TrainingSetting, read_setting, training_job, way_of
 from components.params import load_config, with_settings
-from components.training.loop import kept_tokens
+from components.training.schedule import kept_tokens
 
 COMPARED = ("cached", "peft_same_blocks")  # ours and the loop that a user would write
 Row = dict[str, Any]

@@ -25,7 +25,8 @@ from components.modules.adapted_linear import attach
 from components.modules.low_rank import LINEAR_LAYERS
 from components.params import load_config, with_settings
 from components.training.checkpoint import Checkpoints
-from components.training.loop import Split, TrainingJob, deterministic, lr_factor, train_epoch, validated_in
+from components.training.loop import Split, TrainingJob, deterministic, train_epoch
+from components.training.schedule import lr_factor, validated_in
 from components.training.state import TrainingState
 from components.vision.backbone import Vit, autocast, choose_device, load_vit
 from components.vision.pixel_batches import pixel_batches

@@ -1,7 +1,16 @@
-"""A task's low-rank module: selective reuse of the past, plus a new component orthogonal to it (docs/method.md).
+"""A task's low-rank module: selective reuse of the past, plus a new component that is orthogonal to it.
 
-For every adapted linear layer   dW_k = B_past diag(s) A_past + B_k A_k,   with B_past, A_past frozen. What is stored
-for use is their sum, as one ordinary PEFT adapter. How a module is learned: components/modules/adapted_linear.py.
+For every adapted linear layer of task k, with the components B_t A_t of the tasks t < k frozen:
+
+    dW_k  =  sum over t < k of  B_t diag(s_t) A_t   +   B_k A_k
+             '---- reuse of the past ----------'        '- new -'
+
+    old:  A_1 .. A_k-1 stacked     B_1 .. B_k-1 side by side     s learned from 0 under l1 and l2
+    new:  span(A_k^T) _|_ span(A_t^T)   and   span(B_k) _|_ span(B_t)    for all t < k
+
+Structure by Le, Bui, Hoang and Hoang, "Continual Fine-Tuning with Provably Accurate and Parameter-Free Task
+Retrieval" (arXiv 2603.13235); low-rank updates by Hu et al., LoRA (2021). How a module is trained:
+components/modules/adapted_linear.py. What is stored for use is dW_k as one ordinary PEFT adapter.
 """
 
 from __future__ import annotations
@@ -15,22 +24,22 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from components.arrays import Float32
 from components.config import BASE
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_arrays, read_json, sha256_file, write_arrays, write_json
 from components.vision.backbone import Vit
 
-Matrix = NDArray[np.float32]
-_PREFIX = "base_model.model."  # of a layer's name in PEFT's files
 LINEAR_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # of a block: what a module adapts
+_PREFIX = "base_model.model."  # of a layer's name in PEFT's files
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The update `b @ a` of one linear layer: b (out, r), a (r, in), float32."""
+    """The update `b @ a` of one linear layer's weights: b (out, r), a (r, in), float32."""
 
-    b: Matrix
-    a: Matrix
+    b: Float32
+    a: Float32
 
     @property
     def rank(self) -> int:
@@ -43,21 +52,22 @@ Module = Mapping[str, LowRank]  # layer name -> its update
 
 @dataclass(frozen=True)
 class Head:
-    """The linear head that was trained with a module: weight (C, 2 width) on the pooled tail, bias (C,); float32."""
+    """The linear head that was trained with a module: weight (C, 2 width) on the pooled tail, bias (C,), float32."""
 
-    weight: Matrix
-    bias: Matrix
+    weight: Float32
+    bias: Float32
 
 
 def stack(parts: Sequence[LowRank]) -> LowRank:
-    """The sum of updates as one update of the summed rank."""
+    """Return the sum of updates of one layer as one update, whose rank is the sum of theirs."""
     return LowRank(np.concatenate([part.b for part in parts], axis=1), np.concatenate([part.a for part in parts]))
 
 
 def truncate(update: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The best approximation of `update` with at most `rank` directions, and its relative Frobenius error.
+    """Return the best approximation of an update with at most `rank` directions, and its relative Frobenius error.
 
-    SVD of b @ a through two thin QR factorisations: O((out + in) r^2), never forming the full matrix.
+    The SVD of b @ a (Eckart and Young, 1936) through two thin QR factorisations costs O((out + in) r^2) and never
+    forms the matrix (out, in).
     """
     if update.rank <= rank:
         return update, 0.0
@@ -71,18 +81,26 @@ def truncate(update: LowRank, rank: int) -> tuple[LowRank, float]:
     return LowRank(b.astype(np.float32), a.astype(np.float32)), error
 
 
-def orthonormal_basis(columns: NDArray[Any]) -> Matrix:
-    """Orthonormal basis (n, q) of the span of `columns` (n, m); directions of no energy are left out."""
+def orthonormal_basis(columns: NDArray[Any]) -> Float32:
+    """Return an orthonormal basis (n, q) of the span of `columns` (n, m), by SVD, without directions of no energy."""
     if columns.shape[1] == 0 or not columns.any():
         return np.zeros((columns.shape[0], 0), dtype=np.float32)
     u, sigma, _ = np.linalg.svd(columns.astype(np.float64), full_matrices=False)
-    return cast(Matrix, u[:, sigma > sigma[0] * 1e-6].astype(np.float32))
+    return cast(Float32, u[:, sigma > sigma[0] * 1e-6].astype(np.float32))
 
 
 def read_past(folder: Path, previous: str, budget: int) -> dict[str, LowRank]:
-    """The components of all tasks up to `previous`, stacked per layer and cut to `budget` directions of most energy.
+    """Read the components of all tasks up to `previous`, stacked for each layer and truncated to a budget.
 
-    Each module names the one before it and the sha256 of its description, so the chain is checked on the way.
+    Each module names the one before it and the sha256 of its description, so the chain is verified on the way.
+
+    Args:
+        folder: of the chain of modules.
+        previous: name of the last task of the past; BASE where there is none.
+        budget: directions of a layer that are kept at most, those of most energy.
+
+    Returns:
+        Layer name -> update; empty without a past.
 
     Raises:
         IntaglioError: a module is missing, or differs from the one its successor was trained on.
@@ -101,7 +119,7 @@ def read_past(folder: Path, previous: str, budget: int) -> dict[str, LowRank]:
 
 
 def read_component(folder: Path) -> dict[str, LowRank]:
-    """One task's own component (B_k, A_k) per layer.
+    """Read a task's own component (B_k, A_k) for each layer.
 
     Raises:
         IntaglioError: the file is missing or damaged.
@@ -115,7 +133,7 @@ def read_component(folder: Path) -> dict[str, LowRank]:
 
 
 def read_head(folder: Path) -> Head:
-    """The head of a module's folder.
+    """Read the head of a module's folder.
 
     Raises:
         IntaglioError: the file is missing or damaged.
@@ -127,11 +145,11 @@ def read_head(folder: Path) -> Head:
 
 
 def read_adapter(folder: Path) -> dict[str, LowRank]:
-    """What a module adds to each layer: its stored PEFT adapter, in float32; its sha256 is the caller's to check."""
+    """Read a module's PEFT adapter, which is dW_k of each layer, in float32. The caller checks its sha256."""
     arrays = read_arrays(folder / "adapter" / "adapter_model.safetensors")
     layers = sorted({key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in arrays})
 
-    def factor(layer: str, name: str) -> Matrix:
+    def factor(layer: str, name: str) -> Float32:
         return arrays[f"{_PREFIX}{layer}.lora_{name}.weight"].astype(np.float32)
 
     return {layer: LowRank(factor(layer, "B"), factor(layer, "A")) for layer in layers}
@@ -142,13 +160,24 @@ def write_module(
     task: str,
     previous: str,
     component: Module,
-    reuse: Mapping[str, Matrix],
+    reuse: Mapping[str, Float32],
     past: Module,
     head: Head,
     vit: Vit,
     max_rank: int,
 ) -> dict[str, float]:
-    """Store a trained module: its component, its reuse of the past, the sum of both as a plain PEFT adapter, its head.
+    """Write a trained module: its component, its reuse of the past, the sum of both as a plain PEFT adapter, its head.
+
+    Args:
+        folder: of the chain of modules; `folder`/<task> is written as a whole.
+        task: name of the module.
+        previous: name of the module before it, whose description it records the sha256 of.
+        component: the new component of each layer.
+        reuse: the scales s of each layer, (past rank,) float32; empty without a past.
+        past: as `read_past` returned it.
+        head: that was trained with the module.
+        vit: the backbone that the module belongs to.
+        max_rank: directions of a layer that the adapter has at most.
 
     Returns:
         adapter_rank, truncation_error (largest relative error over the layers), reused_directions.
@@ -185,7 +214,15 @@ def write_module(
 
 
 def cut_module(folder: Path, task: str, name: str, vit: Vit, max_rank: int) -> None:
-    """Store the adapter of a stored module once more, as the module `name`, with at most `max_rank` directions."""
+    """Write the adapter of a module once more, truncated, as another module.
+
+    Args:
+        folder: of both modules.
+        task: name of the module to truncate.
+        name: of the new one.
+        vit: the backbone that they belong to.
+        max_rank: directions of a layer that the new adapter has at most.
+    """
     facts, whole = read_json(folder / task / "module.json"), read_adapter(folder / task)
     updates = {layer: truncate(update, max_rank)[0] for layer, update in whole.items()}
     rank = max(update.rank for update in updates.values())
@@ -195,7 +232,8 @@ def cut_module(folder: Path, task: str, name: str, vit: Vit, max_rank: int) -> N
         write_json(temporary / "module.json", facts | {"adapter_sha256": digest, "adapter_rank": rank})
 
 
-def _effective(component: LowRank, past: LowRank | None, s: Matrix | None) -> LowRank:
+def _effective(component: LowRank, past: LowRank | None, s: Float32 | None) -> LowRank:
+    """Return dW_k of one layer: the reused directions of the past, each times its scale, stacked with the component."""
     if past is None or s is None or not s.any():
         return component
     used = s != 0
@@ -203,11 +241,12 @@ def _effective(component: LowRank, past: LowRank | None, s: Matrix | None) -> Lo
 
 
 def _write_adapter(folder: Path, updates: Module, vit: Vit, rank: int) -> None:
+    """Write a PEFT adapter of one rank for all layers: zeros fill up, and any PEFT version can load it."""
     arrays: dict[str, NDArray[Any]] = {}
     for layer, update in updates.items():
-        missing = rank - update.rank  # one rank for all layers keeps the adapter loadable by any PEFT version
+        missing = rank - update.rank
         prefix = f"{_PREFIX}{layer}"
-        # In half precision: half the size, and the update changes by a relative 2^-11.
+        # float16 halves the size and rounds a factor by a relative 2^-11 at most.
         arrays[f"{prefix}.lora_A.weight"] = np.pad(update.a, ((0, missing), (0, 0))).astype(np.float16)
         arrays[f"{prefix}.lora_B.weight"] = np.pad(update.b, ((0, 0), (0, missing))).astype(np.float16)
     write_json(folder / "adapter_config.json", _adapter_config(vit, rank))
@@ -215,7 +254,7 @@ def _write_adapter(folder: Path, updates: Module, vit: Vit, rank: int) -> None:
 
 
 def _adapter_config(vit: Vit, rank: int) -> dict[str, Any]:
-    """PEFT's description of a LoRA, of its fields those that are not as PEFT has them anyway."""
+    """Return PEFT's description of a LoRA, without the fields that have PEFT's default."""
     blocks = "|".join(str(number) for number in range(vit.trunk_depth, len(vit.model.blocks)))
     layers = "|".join(re.escape(layer) for layer in LINEAR_LAYERS)
     return {

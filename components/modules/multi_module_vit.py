@@ -1,9 +1,12 @@
 """One frozen backbone with the modules of many tasks: any (image, module) pairs in one pass over the tail.
 
-The tail's base weights are applied to all pairs at once; each module adds its low-rank term b (a x) where its images
-stand. A module with many images in a batch is merged into the weights instead: W + b a. Both equal plain PEFT. The
-module that h_0 is seen under too, if any (`embedding.shared`), is merged once.
-Only the modules in use lie on the device, at most `cache_bytes` of them; all others stay in their files.
+    trunk, once per image --> tail: W x of all pairs at once
+                                    + b_1 (a_1 x) on the rows of module 1
+                                    + b_2 (a_2 x) on the rows of module 2 ...
+
+As in serving of many LoRAs (Punica, Chen et al., 2023). A module with many images in a batch is merged into the weights
+instead, W + b a. The module under which h_0 is seen too, if any (`embedding.shared`), is merged once. Both equal plain
+PEFT. Only the modules in use are on the device, in slots of at most `cache_bytes`; all others stay in their files.
 """
 
 from __future__ import annotations
@@ -34,7 +37,13 @@ MERGE_FROM = 8  # images of one module in a batch, from which merging costs less
 
 @dataclass
 class _Segments:
-    """Which slot adapts which rows of the running batch, rows in order; no slot: the base, or what is `shared`."""
+    """Which slots adapt the rows of the running batch: consecutive groups of rows, one slot each.
+
+    Attributes:
+        slots: of each group; empty: all rows have the frozen weights, or the shared ones.
+        lengths: rows of each group.
+        shared: whether rows without a slot have the weights of the shared module.
+    """
 
     slots: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -42,9 +51,10 @@ class _Segments:
 
 
 class _Adapted(nn.Module):
-    """A frozen linear layer with the low-rank terms of `slots` modules: a (slots, in, r), b (slots, r, out).
+    """A frozen linear layer with the low-rank terms of several modules, of which `running` chooses.
 
-    `shared` (out, in) are its weights under the module that h_0 is seen under too; the frozen ones where there is none.
+    a (slots, in, r) and b (slots, r, out) hold the modules' factors. `shared` (out, in) are the weights under the
+    shared module; the frozen ones where there is none.
     """
 
     a: Tensor
@@ -54,13 +64,13 @@ class _Adapted(nn.Module):
     def __init__(self, base: nn.Linear, slots: int, rank: int, running: _Segments) -> None:
         super().__init__()
         self.base, self.running = base, running
-        weight = base.weight  # its dtype and device are theirs too
+        weight = base.weight  # the buffers have its dtype and device
         self.register_buffer("a", weight.new_zeros(slots, base.in_features, rank), persistent=False)
         self.register_buffer("b", weight.new_zeros(slots, rank, base.out_features), persistent=False)
         self.register_buffer("shared", weight.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, in) -> (n, tokens, out)."""
+        """Compute (n, tokens, in) -> (n, tokens, out)."""
         slots, lengths = self.running.slots, self.running.lengths
         if not slots:
             weight = self.shared if self.running.shared else self.base.weight
@@ -70,7 +80,8 @@ class _Adapted(nn.Module):
             return functional.linear(x, weight, self.base.bias)
         y: Tensor = self.base(x)
         if x.device.type == "cpu":
-            # One small product after the other in place: no copy of a module per image, and no kernel launches to save.
+            # In place, one module after the other: that copies no module for each of its images, and a CPU has no
+            # kernel launches to save.
             for slot, part, out in zip(slots, x.split(lengths), y.split(lengths), strict=True):
                 down = part.reshape(-1, part.shape[-1]).to(self.a.dtype) @ self.a[slot]
                 out.view(-1, out.shape[-1]).addmm_(down.to(out.dtype), self.b[slot].to(out.dtype))
@@ -81,7 +92,15 @@ class _Adapted(nn.Module):
 
 @dataclass
 class MultiModuleViT:
-    """The frozen backbone with the stored modules of several tasks. One thread at a time."""
+    """The frozen backbone with the stored modules of several tasks. It serves one thread at a time.
+
+    Attributes:
+        vit: the backbone, whose tail has this object's layers.
+        folder: of the modules.
+        tasks: their names; a task's number is its index here.
+        slots: how many modules fit the device's memory at once.
+        shared: name of the module under which h_0 is seen too; BASE: none.
+    """
 
     vit: Vit
     folder: Path
@@ -96,10 +115,14 @@ class MultiModuleViT:
     def load(
         cls, vit: Vit, folder: Path, tasks: Sequence[str], cache_bytes: int = CACHE_BYTES, shared: str = BASE
     ) -> MultiModuleViT:
-        """Check the modules `folder`/<task>/adapter and make room for as many as `cache_bytes` holds, at least one.
+        """Verify the modules, and put layers with slots for them into `vit.model`, which computes what it did before.
 
-        Puts its layers into `vit.model`, which computes the same as before. h_0 is the base's, and beside it, if
-        `shared` is not BASE, the tail's output under that task's module.
+        Args:
+            vit: the backbone.
+            folder: of the modules.
+            tasks: names of the modules to serve.
+            cache_bytes: of the slots' memory, at most; there is at least one slot.
+            shared: name of the module under which h_0 is seen too, beside the frozen tail; BASE: none.
 
         Raises:
             IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
@@ -118,28 +141,46 @@ class MultiModuleViT:
         return engine
 
     def width(self, task: str | None) -> int:
-        """Width d of h_k, or of h_0 where `task` is None."""
+        """Return the width d of h_k, or of h_0 where `task` is None."""
         return self.vit.embedding_width + (2 * self.vit.width if task is None and self.shared != BASE else 0)
 
     def tail(self, tokens: Tensor) -> Tensor:
-        """What h_0 adds to the trunk's part: tokens (n, tokens, width) -> (n, d - trunk_width)."""
-        base = self.vit.tail(tokens)
+        """Compute the part of h_0 beside the trunk's: tokens (n, tokens, width) -> (n, d - trunk_width)."""
+        frozen = self.vit.tail(tokens)
         if self.shared == BASE:
-            return base
+            return frozen
         self._running.shared = True
         try:
-            return torch.cat([base, self.vit.tail(tokens)], dim=1)
+            return torch.cat([frozen, self.vit.tail(tokens)], dim=1)
         finally:
             self._running.shared = False
 
     def embed(self, task: str | None, tokens: Tensor, trunk: Tensor) -> Tensor:
-        """h_k, or h_0 where `task` is None: tokens (n, tokens, width), trunk (n, trunk_width) -> (n, d)."""
+        """Compute h_k, or h_0 where `task` is None.
+
+        Args:
+            task: name of the module.
+            tokens: after the trunk, (n, tokens, width).
+            trunk: the trunk's part of the embedding, (n, trunk_width).
+
+        Returns:
+            (n, d).
+        """
         if task is None:
             return torch.cat([trunk, self.tail(tokens)], dim=1)
         return self.embed_each(np.full(len(tokens), self.tasks.index(task)), tokens, trunk)
 
     def embed_each(self, tasks: Indices, tokens: Tensor, trunk: Tensor) -> Tensor:
-        """Every image under a module of its own, `tasks` (n,) into self.tasks: (n, ...) -> (n, d)."""
+        """Embed each image under a module of its own.
+
+        Args:
+            tasks: numbers of the modules, (n,) int64.
+            tokens: after the trunk, (n, tokens, width).
+            trunk: the trunk's part of the embedding, (n, trunk_width).
+
+        Returns:
+            (n, d) float32.
+        """
         out = tokens.new_empty((len(tokens), self.vit.embedding_width), dtype=torch.float32)
         out[:, : self.vit.trunk_width] = trunk
         for numbers, rows in self._passes(tasks):
@@ -153,17 +194,20 @@ class MultiModuleViT:
         return out
 
     def _passes(self, tasks: Indices) -> Iterator[tuple[tuple[int, ...], Indices]]:
-        """Passes over the tail: (modules, their rows ordered by module), each module with many rows by itself."""
+        """Yield passes over the tail: modules, and their rows (m,) in the modules' order.
+
+        A module with MERGE_FROM rows or more has a pass of its own; others share passes, as many as there are slots.
+        """
         numbers, counts = np.unique(tasks, return_counts=True)
         rows = {int(number): np.flatnonzero(tasks == number) for number in numbers}
         for number in numbers[counts >= MERGE_FROM]:
             yield (int(number),), rows[int(number)]
         few = iter(int(number) for number in numbers[counts < MERGE_FROM])
-        while together := tuple(islice(few, self.slots)):
-            yield together, np.concatenate([rows[number] for number in together])
+        while group := tuple(islice(few, self.slots)):
+            yield group, np.concatenate([rows[number] for number in group])
 
     def _slot(self, number: int, keep: tuple[int, ...]) -> int:
-        """The slot that holds a module, loaded where it is not there yet; `keep` are not overwritten."""
+        """Return the slot that holds a module, after loading it if need be; modules in `keep` stay in theirs."""
         if number not in self._slot_of:
             slot = len(self._slot_of)
             if slot == self.slots:
@@ -175,19 +219,21 @@ class MultiModuleViT:
 
     @torch.no_grad()
     def _read(self, number: int, slot: int) -> None:
+        """Load a module into a slot; zeros fill up to the rank of the slots."""
         for layer, a, b in self._factors(self.tasks[number]):
             layer.a[slot].zero_()[:, : len(a)].copy_(a.T)
             layer.b[slot].zero_()[: len(a)].copy_(b.T)
 
     @torch.no_grad()
     def _merge_shared(self) -> None:
+        """Compute the weights under the shared module, in float32."""
         _check(self.folder / self.shared, self.vit)
         for layer, a, b in self._factors(self.shared):
             weight = layer.base.weight
             layer.shared = (weight.float() + (b @ a).to(weight.device)).to(weight.dtype)
 
     def _factors(self, task: str) -> Iterator[tuple[_Adapted, Tensor, Tensor]]:
-        """Every layer with the factors a (r, in) and b (out, r) of a stored module."""
+        """Yield every layer with the factors a (r, in) and b (out, r) of a stored module."""
         updates = read_adapter(self.folder / task)
         for name, layer in self._layers.items():
             yield layer, torch.from_numpy(updates[name].a), torch.from_numpy(updates[name].b)
@@ -196,10 +242,17 @@ class MultiModuleViT:
 def embed_images(
     engine: MultiModuleViT, tokens: Tokens, trunk: Embeddings, tasks: Sequence[str | None], what: str
 ) -> dict[str | None, Embeddings]:
-    """h_k of every image for every task in `tasks` (None: h_0), from the trunk's outputs.
+    """Embed images under several modules, from the trunk's outputs, batch by batch.
+
+    Args:
+        engine: backbone and modules.
+        tokens: after the trunk, (n, tokens, width) float16, mapped from disk.
+        trunk: the trunk's part of the embeddings, (n, trunk_width) float32.
+        tasks: names of the modules; None: h_0.
+        what: name of the work, for its progress.
 
     Returns:
-        (n, d) float32 for each of `tasks`.
+        For each of `tasks`, h_k or h_0: (n, d) float32.
     """
     progress, count = ProgressLine(what, len(tokens)), len(tokens)
     out = {task: np.empty((count, engine.width(task)), dtype=np.float32) for task in tasks}
@@ -214,7 +267,14 @@ def embed_images(
 def embed_tokens(
     engine: MultiModuleViT, tokens: HalfTokens, trunk: Embeddings, tasks: Sequence[str | None]
 ) -> dict[str | None, Embeddings]:
-    """As `embed_images`, of one batch."""
+    """Embed one batch as `embed_images` does.
+
+    Args:
+        engine: backbone and modules.
+        tokens: after the trunk, (n, tokens, width) float16.
+        trunk: the trunk's part of the embeddings, (n, trunk_width) float32.
+        tasks: names of the modules; None: h_0.
+    """
     device = engine.vit.device
     with torch.inference_mode(), autocast(engine.vit):
         after, pooled = torch.from_numpy(tokens).to(device).float(), torch.from_numpy(trunk).to(device)
@@ -222,19 +282,29 @@ def embed_tokens(
 
 
 def embed_pixels(engine: MultiModuleViT, pixels: Pixels, tasks: Sequence[str | None]) -> dict[str | None, Embeddings]:
-    """h_k of one batch of pixels (n, size, size, 3) for every task in `tasks`, in the precision that is served."""
+    """Embed one batch of pixels under several modules, in the precision that is served: no float16 in between.
+
+    Args:
+        engine: backbone and modules.
+        pixels: (n, size, size, 3) uint8, RGB.
+        tasks: names of the modules; None: h_0.
+
+    Returns:
+        For each of `tasks`, h_k or h_0: (n, d) float32.
+    """
     with torch.inference_mode(), autocast(engine.vit):
         tokens, trunk = engine.vit.trunk(pixels)
         return {task: engine.embed(task, tokens, trunk).float().cpu().numpy() for task in tasks}
 
 
 def _is_adapted(name: str, layer: nn.Module, vit: Vit) -> bool:
+    """Return whether a layer of the backbone is one that modules adapt: a linear one of the tail."""
     kind, _, rest = name.partition(".")
     return kind == "blocks" and rest.endswith(LINEAR_LAYERS) and int(rest.partition(".")[0]) >= vit.trunk_depth
 
 
 def _check(folder: Path, vit: Vit) -> int:
-    """The rank of a stored module that is whole and belongs to this backbone."""
+    """Verify that a stored module is whole and belongs to this backbone, and return its rank."""
     facts, weights = read_json(folder / "module.json"), folder / "adapter" / "adapter_model.safetensors"
     if facts["backbone_sha256"] != vit.sha256:
         raise IntaglioError(f"{folder}: was trained on another backbone; run the pipeline again")

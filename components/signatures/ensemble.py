@@ -1,11 +1,22 @@
-"""Who names the class within a task: linear witnesses, heard as the one classifier that they add up to.
+"""The classifier of one task: an ensemble of linear classifiers whose weighted logits fold into one classifier.
 
-So together they cost a prediction what one of them does (docs/method.md, section 5).
+    logits(h) = sum_i f_i (W_i h + b_i) = (sum_i f_i W_i) h + (sum_i f_i b_i)
+
+So the ensemble costs a prediction what one linear classifier costs. Its members look at different parts of an
+embedding h_k = [trunk's part | adapted part], or were fitted differently:
+
+    1. discriminants on the adapted part           class means and covariance under the task's module
+    2. the head of training on the adapted part    what gradient descent on the loss arrived at
+    3. discriminants on the trunk's part           the same as 1, on the part that no module changes
+
+In use a fourth classifier is averaged in: discriminants on the trunk's part with the covariance of all tasks so far
+(docs/explanation/method.md, section 5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -19,85 +30,134 @@ from components.signatures.statistics import subsample
 
 Ensemble = Sequence[Classifier]
 
-_PULL = 0.1  # nats
+_WEIGHT_PENALTY = 0.1  # nats per unit of variance of the weights' logarithms
+
+
+@dataclass(frozen=True)
+class LabelledEmbeddings:
+    """Embeddings h (n, d) float32 under a task's module, and the labels (n,) int64 of their images."""
+
+    h: Embeddings
+    labels: Labels
+
+
+def fit_task_classifier(
+    train: LabelledEmbeddings, val: LabelledEmbeddings, head: Head, classes: int, *, learn_val: bool = True
+) -> Classifier:
+    """Fit the ensemble of a task and fold it into one classifier, with a temperature and rounded as files hold it.
+
+    The validation images weigh and calibrate an ensemble of the training images alone. Then an ensemble of both is
+    folded with the same weights. The fourth classifier of this file's drawing, which later tasks change, is
+    represented by discriminants with this task's own covariance.
+
+    Args:
+        train: of the training images.
+        val: of the validation images; may be empty.
+        head: the head that was trained with the module.
+        classes: number of classes C.
+        learn_val: whether the discriminants are fitted on the validation images too, in the end.
+    """
+    ensemble = fit_ensemble(train.h, train.labels, classes, head)
+    has_trunk = train.h.shape[1] > head.weight.shape[1]
+    trunk_logits = ensemble[-1].discriminants(val.h) if has_trunk else None
+    if len(val.h):
+        weights = fit_ensemble_weights(ensemble, val.h, val.labels)
+    else:
+        weights = fit_ensemble_weights(ensemble, train.h, None)
+    temperature = fold_ensemble(ensemble, weights).calibrated(val.h, val.labels, trunk_logits).temperature
+    h, labels = train.h, train.labels
+    if learn_val:
+        h, labels = np.concatenate([h, val.h]), np.concatenate([labels, val.labels])
+        ensemble = fit_ensemble(h, labels, classes, head)
+    return replace(fold_ensemble(ensemble, weights), temperature=temperature).rounded(h.mean(axis=0))
 
 
 def fit_ensemble(h: Embeddings, labels: Labels, classes: int, head: Head) -> Ensemble:
-    """Of embeddings h (n, d) with labels (n,) in range(classes); each of them reads all d coordinates.
-
-    The discriminants on what the module adapts, the last coordinates; the `head` of training on the same; and the
-    discriminants on the trunk's coordinates, where there are any.
-    """
-    width = h.shape[1] - head.weight.shape[1]
-    own = Classifier.fit(h[:, width:], labels, classes)
-    found = [_placed(own, width, 0), _placed(_linear(head), width, 0)]
-    if width:
-        found.append(_placed(Classifier.fit(h[:, :width], labels, classes), 0, h.shape[1] - width))
-    return found
-
-
-def fit_ensemble_weights(witnesses: Ensemble, h: Embeddings, labels: Labels | None) -> Sequence[float]:
-    """By how much to multiply what each witness says before all of it is added up.
-
-    Each is stretched to the first one's spread over some images h (n, d), so that none shouts the others down. Then the
-    factors go where the images' labels are likelier, pulled back towards an even hearing: they minimise the mean loss
-    in nats, its temperature free, plus _PULL times the variance of their logarithms. In use the discriminants of the
-    trunk with the pooled covariance are heard as well, as they are; those with the task's own stand in for them.
+    """Fit the members of a task's ensemble, as classifiers of all d coordinates each.
 
     Args:
-        witnesses: as `fit_witnesses` returns them.
-        h: one image at least; 1,024 of them are enough.
-        labels: (n,), where no witness was fitted on h; None hears all evenly.
+        h: embeddings under the task's module, (n, d) float32.
+        labels: (n,) int64 in range(classes).
+        classes: number of classes C.
+        head: the head of training; it reads the last, adapted coordinates, as the first member does.
+
+    Returns:
+        The members of this file's drawing, in that order; the third where an embedding has a trunk's part.
+    """
+    width = h.shape[1] - head.weight.shape[1]
+    adapted = Classifier.fit(h[:, width:], labels, classes)
+    trained = Classifier(head.weight.astype(np.float64), head.bias.astype(np.float64), 1.0)
+    ensemble = [_zero_padded(adapted, width, 0), _zero_padded(trained, width, 0)]
+    if width:
+        ensemble.append(_zero_padded(Classifier.fit(h[:, :width], labels, classes), 0, h.shape[1] - width))
+    return ensemble
+
+
+def fit_ensemble_weights(ensemble: Ensemble, h: Embeddings, labels: Labels | None) -> Sequence[float]:
+    """Fit the weight of each member's logits in their sum.
+
+    First each member is scaled to the spread that the first one's logits have over the images h, so that none
+    outweighs the others by its unit. With labels, the weights then minimise the mean cross-entropy in nats plus
+    _WEIGHT_PENALTY times the variance of the weights' logarithms, which pulls them towards equal weights. Their
+    geometric mean, the inverse of a temperature, is free. In use the trunk's discriminants with the pooled covariance
+    are averaged in as they are. The task's own stand for them here: their logits take part once more, and the weights
+    are divided by the weight of that part.
+
+    Args:
+        ensemble: as `fit_ensemble` returns it.
+        h: embeddings of at least one image, (n, d) float32; 1,024 of them are enough.
+        labels: (n,) int64, where no member was fitted on h; None gives equal weights after scaling.
     """
     some = subsample(len(h))
-    said = [_centred(witness.discriminants(h[some])) for witness in witnesses]
-    first, *others = (float(np.sqrt((own**2).mean())) for own in said)
-    stretch = np.array([1.0, *(first / own if own > 0 else 0.0 for own in others)])
+    logits = [_centred(member.discriminants(h[some])) for member in ensemble]
+    first, *others = (float(np.sqrt((own**2).mean())) for own in logits)
+    weights = np.array([1.0, *(first / own if own > 0 else 0.0 for own in others)])
     if labels is not None:
-        pooled = said[2:]  # of the trunk, where there is one
-        heard = [own * factor for own, factor in zip(said, stretch, strict=True)]
-        factors = _likeliest(np.stack([*heard, *pooled]), labels[some])
-        stretch *= factors[: len(said)] / (factors[-1] if pooled else 1.0)
-    return [float(factor) for factor in stretch]
+        unweighted = logits[2:]  # the trunk's, where there is one
+        scaled = [own * weight for own, weight in zip(logits, weights, strict=True)]
+        factors = _most_likely_factors(np.stack([*scaled, *unweighted]), labels[some])
+        weights *= factors[: len(logits)] / (factors[-1] if unweighted else 1.0)
+    return [float(weight) for weight in weights]
 
 
-def fold_ensemble(witnesses: Ensemble, factors: Sequence[float]) -> Classifier:
-    """The sum of what they say, each multiplied by its factor."""
-    coef = sum(factor * witness.coef for factor, witness in zip(factors, witnesses, strict=True))
-    intercept = sum(factor * witness.intercept for factor, witness in zip(factors, witnesses, strict=True))
+def fold_ensemble(ensemble: Ensemble, weights: Sequence[float]) -> Classifier:
+    """Return the one classifier whose logits are the weighted sum of the members' logits; its temperature is 1."""
+    coef = sum(weight * member.coef for weight, member in zip(weights, ensemble, strict=True))
+    intercept = sum(weight * member.intercept for weight, member in zip(weights, ensemble, strict=True))
     return Classifier(np.asarray(coef), np.asarray(intercept), 1.0)
 
 
-def _likeliest(said: Matrix, labels: Labels) -> Vector:
-    """Factors (m,) of scores (m, n, C), of geometric mean 1: see `weigh`."""
-    count, images, _ = said.shape
-    right = said[:, np.arange(images), labels].mean(axis=1)
+def _most_likely_factors(logits: Matrix, labels: Labels) -> Vector:
+    """Return factors (m,) of geometric mean 1 for logits (m, n, C): the minimum in `fit_ensemble_weights`."""
+    count, images, _ = logits.shape
+    of_label = logits[:, np.arange(images), labels].mean(axis=1)
 
-    def loss(logs: Vector) -> tuple[float, Vector]:
-        factors, off = np.exp(logs), logs - logs.mean()
-        scores = np.tensordot(factors, said, axes=1)
-        total = logsumexp(scores, axis=1)
-        expected = np.einsum("mnc,nc->m", said, np.exp(scores - total[:, None])) / images
-        value = total.mean() - factors @ right + _PULL * (off**2).mean()
-        return float(value), factors * (expected - right) + 2 * _PULL * off / count
+    def loss(log_factors: Vector) -> tuple[float, Vector]:
+        """Return the penalised cross-entropy and its gradient (m,)."""
+        factors, deviation = np.exp(log_factors), log_factors - log_factors.mean()
+        summed = np.tensordot(factors, logits, axes=1)
+        log_norm = logsumexp(summed, axis=1)
+        expected = np.einsum("mnc,nc->m", logits, np.exp(summed - log_norm[:, None])) / images
+        value = log_norm.mean() - factors @ of_label + _WEIGHT_PENALTY * (deviation**2).mean()
+        return float(value), factors * (expected - of_label) + 2 * _WEIGHT_PENALTY * deviation / count
 
-    def evenly(log: float) -> float:
-        return loss(np.full(count, log))[0]
+    def loss_of_equal(log_factor: float) -> float:
+        return loss(np.full(count, log_factor))[0]
 
-    unit = -np.log(max(float(said.sum(axis=0).std()), 1e-12))  # where scores of this spread are neither sure nor silent
-    even = minimize_scalar(evenly, bounds=(unit - 8, unit + 8), method="bounded").x
-    found = minimize(loss, np.full(count, even), jac=True, method="L-BFGS-B", bounds=[(unit - 12, unit + 12)] * count)
+    # At this scale a softmax of the summed logits is neither flat nor saturated.
+    unit = -np.log(max(float(logits.sum(axis=0).std()), 1e-12))
+    equal = minimize_scalar(loss_of_equal, bounds=(unit - 8, unit + 8), method="bounded").x
+    bounds = [(unit - 12, unit + 12)] * count
+    found = minimize(loss, np.full(count, equal), jac=True, method="L-BFGS-B", bounds=bounds)
     return cast(Vector, np.exp(found.x - found.x.mean()))
 
 
-def _linear(head: Head) -> Classifier:
-    return Classifier(head.weight.astype(np.float64), head.bias.astype(np.float64), 1.0)
+def _zero_padded(classifier: Classifier, before: int, after: int) -> Classifier:
+    """Return the classifier as one of more coordinates, with zero coefficients for those `before` and `after`."""
+    coef = np.pad(classifier.coef, ((0, 0), (before, after)))
+    return Classifier(coef, classifier.intercept, classifier.temperature)
 
 
-def _placed(witness: Classifier, before: int, after: int) -> Classifier:
-    """The same, with so many coordinates more that it does not look at."""
-    return Classifier(np.pad(witness.coef, ((0, 0), (before, after))), witness.intercept, witness.temperature)
-
-
-def _centred(scores: Matrix) -> Matrix:
-    return cast(Matrix, scores - scores.mean(axis=1, keepdims=True))
+def _centred(logits: Matrix) -> Matrix:
+    """Return logits (n, C) without their mean over the classes, which changes no probability."""
+    return cast(Matrix, logits - logits.mean(axis=1, keepdims=True))

@@ -1,22 +1,18 @@
-"""One learned task -> its signature: the `signature` stage."""
+"""The stage `signature`: one trained task -> its signature."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from components.arrays import Embeddings, Labels
 from components.config import Config
 from components.data.images import Limits
 from components.data.manifest import read_manifest, split_of
 from components.errors import IntaglioError
-from components.modules.low_rank import Head, read_head
+from components.modules.low_rank import read_head
 from components.modules.multi_module_vit import MultiModuleViT, embed_images
-from components.signatures.classifier import Classifier
-from components.signatures.ensemble import fit_ensemble, fit_ensemble_weights, fold_ensemble
+from components.signatures.ensemble import LabelledEmbeddings, fit_task_classifier
 from components.signatures.mixture import Mixture
 from components.signatures.signature import Signature
 from components.signatures.statistics import Statistics
@@ -27,7 +23,16 @@ from components.vision.trunk_cache import TrunkCache, trunk_outputs
 
 
 def fit_signature(root: Path, config: Config, task: str) -> None:
-    """The `signature` stage: write models/signatures/<task> from the task's train and val images."""
+    """Fit the signature of a task on its train and val images, and write models/signatures/<task>.
+
+    Args:
+        root: folder of the project.
+        config: its configuration.
+        task: name of the task, whose module is trained.
+
+    Raises:
+        IntaglioError: an artefact is missing or damaged, or the task has no readable training image.
+    """
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
     engine = MultiModuleViT.load(vit, root / "models/modules", [task], shared=config.embedding.shared)
     manifest = read_manifest(root, task)
@@ -36,44 +41,23 @@ def fit_signature(root: Path, config: Config, task: str) -> None:
     if not classes:
         raise IntaglioError(f"task {task!r}: no readable training image; run the stage 'ingest' again")
     folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
-    cache = TrunkCache.of(root, config.cache)
-    labels = {name: _indices(table["label"].tolist(), classes) for name, table in rows.items()}
-    h = {}
+    cache, number_of = TrunkCache.of(root, config.cache), {label: number for number, label in enumerate(classes)}
+    h, labels = {}, {}
     for name, table in rows.items():
         paths, what = [folder / path for path in table["path"]], f"signature {task}: {name} split"
         outputs = trunk_outputs(vit, paths, table["sha256"].tolist(), limits, cache, what)
         h[name] = embed_images(engine, *outputs, (None, task), what)
-    train, val, width, count = h["train"][None], h["val"][None], vit.trunk_width, len(classes)
-    statistics = Statistics.fit(np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]]), count)
+        labels[name] = np.array([number_of[label] for label in table["label"]], dtype=np.int64)
+    train, val, width = h["train"][None], h["val"][None], vit.trunk_width
+    own_train, own_val = (LabelledEmbeddings(h[name][task], labels[name]) for name in ("train", "val"))
+    every, every_label = np.concatenate([train, val]), np.concatenate([labels["train"], labels["val"]])
     signature = Signature(
         task,
         classes,
-        statistics,
-        Mixture.fit(h["train"][task], config.signature, config.seed).rounded(),
-        Support.fit(train, val, config.signature, config.seed),
-        Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
-        _classifier({name: h[name][task] for name in h}, labels, read_head(root / "models/modules" / task), count),
+        statistics=Statistics.fit(every, every_label, len(classes)),
+        mixture=Mixture.fit(own_train.h, config.signature, config.seed).rounded(),
+        support=Support.fit(train, val, config.signature, config.seed),
+        trunk_support=Support.fit(train[:, :width], val[:, :width], config.signature, config.seed) if width else None,
+        classifier=fit_task_classifier(own_train, own_val, read_head(root / "models/modules" / task), len(classes)),
     )
     write_signature(root / "models/signatures", signature, config.signature.scatter_rank)
-
-
-def _classifier(h: Mapping[str, Embeddings], labels: Mapping[str, Labels], head: Head, classes: int) -> Classifier:
-    """Of the train and the val split together, as val weighs and calibrates a classifier of train alone.
-
-    In use, the pooled discriminants of the trunk are heard beside it. Of them, weights and temperature know those of
-    this task alone, which other tasks sharpen later.
-    """
-    train, val = h["train"], h["val"]
-    found = fit_ensemble(train, labels["train"], classes, head)
-    has_trunk = train.shape[1] > head.weight.shape[1]
-    said = found[-1].discriminants(val) if has_trunk else None
-    factors = fit_ensemble_weights(found, val, labels["val"]) if len(val) else fit_ensemble_weights(found, train, None)
-    temperature = fold_ensemble(found, factors).calibrated(val, labels["val"], said).temperature
-    every, all_labels = (np.concatenate([part["train"], part["val"]]) for part in (h, labels))
-    found = fit_ensemble(every, all_labels, classes, head)
-    return replace(fold_ensemble(found, factors), temperature=temperature).rounded(every.mean(axis=0))
-
-
-def _indices(labels: Sequence[str], classes: Sequence[str]) -> Labels:
-    places = {name: place for place, name in enumerate(classes)}
-    return np.array([places[label] for label in labels], dtype=np.int64)

@@ -1,4 +1,10 @@
-"""A Dirichlet-process Gaussian mixture of a task's embeddings (docs/explanation/method.md)."""
+"""A Dirichlet-process Gaussian mixture of a task's embeddings (docs/explanation/method.md).
+
+    log p(h) = log sum_i pi_i N(z; mu_i, diag v_i) + log N(rest; 0, noise I),   z = A (h - center)
+
+The mixture lives on q principal axes A. The `rest`, what of h - center the axes do not span, has isotropic noise, as
+in probabilistic PCA (Tipping and Bishop, 1999). So the densities of all tasks are densities on R^d and comparable.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +22,20 @@ from components.arrays import Embeddings, Matrix, Vector
 from components.config import Signature as Settings
 from components.signatures.scatter import from_int8, in_int8
 
-_MIN_WEIGHT = 1e-3  # components below it were pruned by the Dirichlet process
+_MIN_WEIGHT = 1e-3  # of a component that the Dirichlet process did not prune
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A diagonal Gaussian mixture on q principal components, with isotropic noise outside them: a density on R^d.
+    """A diagonal Gaussian mixture on q principal axes, with isotropic noise outside them: a density on R^d.
 
-    weights (K,), means (K, q), variances (K, q), center (d,), axes (q, d) orthonormal rows, noise: a variance.
-    Probabilistic PCA (Tipping and Bishop, 1999) gives every task's density the same support.
+    Attributes:
+        weights: pi of the K components, (K,) float64, of sum 1.
+        means: on the axes, (K, q) float64.
+        variances: on the axes, (K, q) float64.
+        center: mean of the embeddings, (d,) float64.
+        axes: principal axes as orthonormal rows, (q, d) float64.
+        noise: variance along each direction that the axes do not span.
     """
 
     weights: Vector
@@ -36,10 +47,16 @@ class Mixture:
 
     @classmethod
     def fit(cls, h: Embeddings, settings: Settings, seed: int) -> Mixture:
-        """A Dirichlet-process mixture (scikit-learn's variational one) of embeddings h (n, d), n >= 2."""
+        """Fit the axes by PCA, and the mixture on them by variational inference (Blei and Jordan, 2006).
+
+        Args:
+            h: embeddings, (n, d) float32, n >= 2.
+            settings: how many components and axes at most, and the prior concentration of the weights.
+            seed: of the k-means that initialises the inference.
+        """
         x = h.astype(np.float64)
         dims = min(settings.pca_dims, len(x) - 1, x.shape[1] - 1)
-        # The second, for many images, costs what they cost to read; on few, the first is more exact.
+        # On few images the SVD is more exact; on many the covariance costs less.
         pca = PCA(dims, svd_solver="full" if len(x) <= x.shape[1] else "covariance_eigh").fit(x)
         model = BayesianGaussianMixture(
             n_components=min(settings.components, len(x)),
@@ -51,7 +68,7 @@ class Mixture:
             random_state=seed,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the bound moves by less than a reader would notice
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the bound hardly moves any more
             model.fit(pca.transform(x))
         kept = model.weights_ >= _MIN_WEIGHT
         weights = model.weights_[kept] / model.weights_[kept].sum()
@@ -60,13 +77,13 @@ class Mixture:
 
     @property
     def centroids(self) -> Matrix:
-        """The component means in the space of the embeddings, (K, d)."""
+        """Component means in the space of the embeddings, (K, d) float64."""
         return self.means @ self.axes + self.center
 
     def rounded(self) -> Mixture:
-        """The same with every number as files keep it, so that what is stored is exactly what was calibrated.
+        """Return the mixture with the digits that files hold: the axes in int8, all else in float32.
 
-        The axes in int8, all else in float32.
+        Scores are calibrated on it, so that what is stored is what was calibrated.
         """
         arrays = (self.weights, self.means, self.variances, self.center, np.array(self.noise))
         weights, means, variances, center, noise = (x.astype(np.float32).astype(np.float64) for x in arrays)
@@ -74,7 +91,7 @@ class Mixture:
         return Mixture(weights, means, variances, center, axes, float(noise))
 
     def log_density(self, h: Embeddings) -> Vector:
-        """log p_k of embeddings h (n, d), (n,)."""
+        """Return log p(h) in nats, (n, d) -> (n,), by the formula of this file."""
         x = h.astype(np.float64) - self.center
         z = x @ self.axes.T
         outside = np.maximum((x**2).sum(axis=1) - (z**2).sum(axis=1), 0)

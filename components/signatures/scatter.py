@@ -1,4 +1,10 @@
-"""Within-class scatter: the covariance that it makes, and how it is kept in few bytes."""
+"""Within-class scatter: the covariance that follows from it, and a compact form of it as a factor model.
+
+    S = sum over images of (h - mu_class)(h - mu_class)^T   ~   sum_i energy_i v_i v_i^T + diag(rest)
+
+A (d, d) matrix of a thousand dimensions is megabytes for each task; its leading directions v_i and a diagonal are not.
+Both forms add up over tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +12,29 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from components.arrays import Arrays, Matrix
+from components.arrays import Arrays, Float16, Float32, Int8, Matrix
 
-SHRINK = 5.0  # times the odds that OAS gives to the target
-_DISPLACED = 0.1  # energy that rounding may displace, as a share of what a direction that is not kept has
-_NONE = 1e-9  # of the strongest direction's energy: rounding errors of the decomposition
-_SHRUNK = 0.005  # of the mean energy: shrinkage gives every direction more than that, or S is of very many images
+SHRINK = 5.0  # factor on the odds that OAS gives to the identity
+_DISPLACED = 0.1  # energy that int8 may displace, as a share of the energy of a direction that is left out
+_NO_ENERGY = 1e-9  # of the strongest direction's energy: below it are the decomposition's rounding errors
+_SHRUNK = 0.005  # of the mean energy: shrinkage gives every direction more than that, unless S has very many images
 
 
 def shrunk_covariance(scatter: Matrix, degrees_of_freedom: float) -> Matrix:
-    """Covariance (d, d) of a scatter matrix with `degrees_of_freedom` degrees, shrunk to a multiple of the identity.
+    """Return the covariance (d, d) of a scatter matrix, shrunk towards a multiple of the identity.
 
-    Oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, 2010), which needs nothing but the scatter, with its
-    odds multiplied by `SHRINK`: it minimises the error of a Gaussian's covariance, while classification uses the
-    inverse, and embeddings have heavy tails. Held-out likelihood asks for two to four times as much on every set,
-    validation accuracy for up to ten (docs/results/50-ablations.md).
+        (1 - rho) C + rho mu I,   C = scatter / degrees_of_freedom,   mu = tr(C) / d
+
+    rho / (1 - rho) is SHRINK times the odds of oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, 2010),
+    which follow from the scatter alone. OAS minimises the error of a Gaussian's covariance; classification uses the
+    inverse, and embeddings have heavy tails. Held-out likelihood is best at two to four times its odds on every data
+    set, validation accuracy at up to ten times (docs/results).
+
+    Args:
+        scatter: (d, d) float64.
+        degrees_of_freedom: number of images minus number of classes.
     """
     covariance = scatter / max(degrees_of_freedom, 1.0)
     width = len(covariance)
@@ -34,46 +45,47 @@ def shrunk_covariance(scatter: Matrix, degrees_of_freedom: float) -> Matrix:
     return cast(Matrix, (1 - shrinkage) * covariance + (shrinkage * mu + 1e-12) * np.eye(width))
 
 
-def in_int8(rows: Matrix) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rows (n, d) in 255 steps of each one's own: int8 (n, d) and the steps (n,).
+def in_int8(rows: Matrix) -> tuple[Int8, Float32]:
+    """Return rows (n, d) as int8 multiples of a step for each row, and the steps (n,).
 
-    Rounded rows are rounded to themselves.
+    Rows that were rounded once are rounded to themselves.
     """
     step = (np.abs(rows).max(axis=1, initial=0) / 127).astype(np.float32)
     whole = np.rint(rows / np.where(step > 0, step, 1).astype(np.float64)[:, None])
     return whole.astype(np.int8), step
 
 
-def from_int8(whole: NDArray[np.int8], step: NDArray[np.float32]) -> Matrix:
-    """The rounded rows (n, d) that `in_int8` made."""
+def from_int8(whole: Int8, step: Float32) -> Matrix:
+    """Return the rounded rows (n, d) that `in_int8` made, in float64."""
     return whole.astype(np.float64) * step.astype(np.float64)[:, None]
 
 
 @dataclass(frozen=True)
 class CompactScatter:
-    """S (d, d) as a factor model: sum over r of energy_r v_r v_r^T, plus a diagonal.
+    """A scatter S (d, d) as a factor model of r directions plus a diagonal, with the diagonal of S.
 
-    The v_r, strongest first, each up to a factor: major (s, d) float16, minor (r - s, d) int8; energy (r,) and rest
-    (d,) float32, not negative. Such scatters add up over tasks as full ones do, and their diagonal, hence their trace,
-    is that of S.
+    Rounding turns a direction a little. Some of its energy then lies where S has next to none, and the inverse of a
+    covariance magnifies that. So the strongest directions, for which it would matter, are kept in float16. With all of
+    them in int8, accuracy falls by 2 points; with these few in float16 it stays (docs/results).
 
-    Rounding turns a direction a little, and some of its energy then stands where S has next to none, which the inverse
-    of a covariance notices. So the strong ones, for which that would count, are kept in float16: with all of them in
-    int8, classes are told apart 2 points worse, with these few in float16 as well as before
-    (docs/results/50-ablations.md).
+    Attributes:
+        major: the s strongest directions, strongest first, (s, d) float16.
+        minor: the other directions, (r - s, d) int8; the square of their step is a part of `energy`.
+        energy: factor of each direction's outer product, (r,) float32, not negative.
+        rest: the diagonal, (d,) float32, not negative.
     """
 
-    major: NDArray[np.float16]
-    minor: NDArray[np.int8]
-    energy: NDArray[np.float32]
-    rest: NDArray[np.float32]
+    major: Float16
+    minor: Int8
+    energy: Float32
+    rest: Float32
 
     @classmethod
     def of(cls, scatter: Matrix, rank: int) -> CompactScatter:
-        """With the `rank` leading eigenvectors of a positive semi-definite scatter (d, d) that have any energy."""
+        """Keep the `rank` leading eigenvectors, or those that have energy, of a positive semi-definite (d, d)."""
         width = len(scatter)
         energy, vectors = eigh(scatter, subset_by_index=[max(0, width - rank), width - 1])
-        kept = energy > _NONE * max(float(energy[-1]), 0.0)
+        kept = energy > _NO_ENERGY * max(float(energy[-1]), 0.0)
         energy, directions = energy[kept][::-1].copy(), vectors.T[kept][::-1]
         whole, step = in_int8(directions)
         displaced = energy * ((from_int8(whole, step) - directions) ** 2).sum(axis=1)
@@ -83,28 +95,28 @@ class CompactScatter:
         major, minor = np.ascontiguousarray(directions[:count]).astype(np.float16), whole[count:]
         energy[count:] *= step[count:].astype(np.float64) ** 2
         rounded = cls(major, minor, energy.astype(np.float32), np.zeros(width, np.float32))
-        # What rounding takes from the diagonal, or adds to it, is made good here.
+        # What rounding took from the diagonal is returned to it here.
         rest = np.maximum(np.diag(scatter) - np.diag(rounded.matrix()), 0)
         return cls(major, minor, rounded.energy, rest.astype(np.float32))
 
     def matrix(self) -> Matrix:
-        """The scatter (d, d) that it stands for."""
+        """Return the scatter (d, d) in float64."""
         directions = np.concatenate([self.major.astype(np.float64), self.minor.astype(np.float64)])
         matrix: Matrix = (directions.T * self.energy) @ directions
         matrix[np.diag_indices_from(matrix)] += self.rest
         return matrix
 
     def first(self, width: int) -> CompactScatter:
-        """Of the first `width` coordinates alone."""
+        """Return the scatter of the first `width` coordinates alone."""
         return CompactScatter(self.major[:, :width], self.minor[:, :width], self.energy, self.rest[:width])
 
     def to_arrays(self) -> Arrays:
-        """For a safetensors file."""
+        """Return the arrays of a safetensors file."""
         return {"major": self.major, "minor": self.minor, "energy": self.energy, "rest": self.rest}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> CompactScatter:
-        """The inverse of `to_arrays`."""
+        """Read what `to_arrays` returned."""
         return cls(arrays["major"], arrays["minor"], arrays["energy"], arrays["rest"])
 
 
@@ -112,5 +124,5 @@ Scatter = Matrix | CompactScatter
 
 
 def dense(scatter: Scatter) -> Matrix:
-    """The matrix (d, d) of either kind."""
+    """Return the matrix (d, d) in float64, of either form."""
     return scatter.matrix() if isinstance(scatter, CompactScatter) else scatter

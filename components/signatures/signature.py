@@ -1,4 +1,4 @@
-"""All that a task leaves for retrieval and prediction."""
+"""What a task leaves for retrieval and prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from components.signatures.support import Support
 
 @dataclass(frozen=True)
 class Signature:
-    """All that retrieval and prediction know of a task; `trunk_support` lies in the trunk's part of h_0, if any."""
+    """All that retrieval and prediction use of a task, beside its module.
+
+    Attributes:
+        task: name of the task.
+        classes: names of its C classes; a label is an index into them.
+        statistics: counts, class means and within-class scatter on h_0, d wide.
+        mixture: density of the task's images on h_k, for the rule `dpgmm`.
+        support: density and conformal calibration on h_0.
+        trunk_support: the same on the trunk's part of h_0; None where h_0 has none.
+        classifier: the task's classes on h_k.
+    """
 
     task: str
     classes: tuple[str, ...]

@@ -1,4 +1,8 @@
-"""Sufficient statistics of a task in the space that all tasks share: they add up, so that no old image is needed."""
+"""Sufficient statistics of a task in the space that all tasks share.
+
+Counts, class means and within-class scatter of each task add up to those of all tasks. So one covariance is pooled
+over all tasks, and no image of an earlier task is kept.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,25 @@ from scipy.sparse import csr_array
 from components.arrays import Embeddings, Labels, Matrix, Vector
 from components.signatures.scatter import CompactScatter, Scatter, dense, shrunk_covariance
 
-_ENOUGH = 1024  # held-out images that fix a few numbers; beyond them only the cost would grow
+_ENOUGH = 1024  # held-out images to fit a few numbers on; more would only cost more
 
 
 def subsample(images: int) -> slice:
-    """Which of so many held-out images are enough to fix a few numbers: an even sample, in whatever order they come."""
+    """Return an even sample of so many held-out images, of at most _ENOUGH, to fit a few numbers on."""
     return slice(None, None, max(1, -(-images // _ENOUGH)))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sufficient statistics of a task on h_0: counts (C,), class means (C, d), within-class scatter (d, d).
+    """Sufficient statistics of a task's C classes on h_0.
 
-    They add up over tasks, so a covariance pooled over all tasks needs no old data. A scatter that was read from a
-    signature stays compact until it is asked for: a hundred tasks would need gigabytes for their matrices.
+    A scatter that was read from a signature stays compact until its matrix is needed: the matrices of a hundred tasks
+    would take gigabytes.
+
+    Attributes:
+        counts: images per class, (C,) float64.
+        means: class means, (C, d) float64.
+        scatter: within-class scatter, (d, d).
     """
 
     counts: Vector
@@ -33,7 +42,13 @@ class Statistics:
 
     @classmethod
     def fit(cls, h: Embeddings, labels: Labels, classes: int) -> Statistics:
-        """Of embeddings h (n, d) with labels (n,) in range(classes), each class at least once."""
+        """Compute the statistics of labelled embeddings.
+
+        Args:
+            h: (n, d) float32.
+            labels: (n,) int64 in range(classes), each class at least once.
+            classes: number of classes C.
+        """
         x = h.astype(np.float64)
         counts = np.bincount(labels, minlength=classes).astype(np.float64)
         members = csr_array((np.ones(len(x)), (labels, np.arange(len(x)))), shape=(classes, len(x)))
@@ -42,19 +57,19 @@ class Statistics:
         return cls(counts, means, x.T @ x)
 
     def first(self, width: int) -> Statistics:
-        """Of the first `width` coordinates alone."""
+        """Return the statistics of the first `width` coordinates alone."""
         scatter = self.scatter
         part = scatter.first(width) if isinstance(scatter, CompactScatter) else scatter[:width, :width]
         return Statistics(self.counts, self.means[:, :width], part)
 
     @property
     def degrees_of_freedom(self) -> float:
-        """Degrees of freedom of the scatter."""
+        """Degrees of freedom of the scatter: images minus classes."""
         return float(self.counts.sum()) - len(self.counts)
 
 
 def pooled_scatter(tasks: Sequence[Statistics]) -> tuple[Matrix, float]:
-    """The within-class scatter (d, d) of all `tasks` together, and its degrees of freedom."""
+    """Return the within-class scatter (d, d) of all `tasks` together, and its degrees of freedom."""
     total = dense(tasks[0].scatter).copy()
     for statistics in tasks[1:]:
         total += dense(statistics.scatter)
@@ -62,5 +77,5 @@ def pooled_scatter(tasks: Sequence[Statistics]) -> tuple[Matrix, float]:
 
 
 def pooled_covariance(tasks: Sequence[Statistics]) -> Matrix:
-    """The within-class covariance (d, d) of all `tasks` together, shrunk."""
+    """Return the within-class covariance (d, d) of all `tasks` together, shrunk (`shrunk_covariance`)."""
     return shrunk_covariance(*pooled_scatter(tasks))

@@ -1,4 +1,9 @@
-"""A signature's files: written whole or not at all, in as few bytes as retrieval can do with (docs/method.md)."""
+"""The files of a signature, written whole or not at all, with as few digits as keep its accuracy.
+
+shared.safetensors (counts, class means, compact scatter), mixture.safetensors, support.safetensors,
+trunk_support.safetensors, classifier.safetensors, centroids.safetensors (for readers, not for prediction) and
+signature.json.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +23,20 @@ from components.signatures.support import Support
 
 
 def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> None:
-    """Store a signature under `folder`/<task>: its scatter as a factor model of `scatter_rank` directions."""
+    """Write a signature to `folder`/<task>.
+
+    Args:
+        folder: of all signatures.
+        signature: to store.
+        scatter_rank: how many directions its scatter keeps (`CompactScatter`).
+    """
     mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
     scatter = CompactScatter.of(dense(statistics.scatter), scatter_rank)
     means: Arrays = {"counts": statistics.counts, "means": statistics.means.astype(np.float16)}
     with atomic_folder(folder / signature.task) as temporary:
         write_arrays(temporary / "shared.safetensors", means | scatter.to_arrays())
         write_arrays(temporary / "mixture.safetensors", _mixture_arrays(mixture))
-        # In the space of the embeddings, for people to look at.
+        # In the space of the embeddings, for a person to inspect.
         centroids: Arrays = {"centroids": mixture.centroids.astype(np.float16), "weights": mixture.weights}
         write_arrays(temporary / "centroids.safetensors", centroids)
         write_support(temporary / "support.safetensors", signature.support)
@@ -37,19 +48,19 @@ def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> No
 
 
 def write_support(path: Path, support: Support) -> None:
-    """Store a support, whose mixture is `rounded`."""
+    """Write a support, whose mixture is `rounded`."""
     write_arrays(path, _mixture_arrays(support.mixture) | {"held_out_scores": support.calibration.scores})
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:
-    """Store a classifier, `rounded`, in `folder`."""
+    """Write a classifier, which is `rounded`, to a signature's folder."""
     coef, unit = in_float16(classifier.coef)
     arrays: Arrays = {"coef": coef, "coef_unit": np.array([unit]), "intercept": classifier.intercept}
     write_arrays(folder / "classifier.safetensors", arrays | {"temperature": np.array([classifier.temperature])})
 
 
 def read_signature(folder: Path, task: str) -> Signature:
-    """The signature under `folder`/<task>.
+    """Read the signature in `folder`/<task>.
 
     Raises:
         IntaglioError: a file is missing or damaged.
@@ -70,12 +81,12 @@ def read_signature(folder: Path, task: str) -> Signature:
 
 
 def read_mixture(folder: Path) -> Mixture:
-    """The mixture of a signature's folder."""
+    """Read the mixture of a signature's folder."""
     return _mixture(read_arrays(folder / "mixture.safetensors"))
 
 
 def read_support(path: Path) -> Support:
-    """The inverse of `write_support`.
+    """Read what `write_support` wrote.
 
     Raises:
         IntaglioError: the file is missing or damaged.
@@ -85,7 +96,7 @@ def read_support(path: Path) -> Support:
 
 
 def _mixture_arrays(mixture: Mixture) -> Arrays:
-    """The axes, nearly all of a mixture, in int8; `Mixture.rounded` has no more digits either."""
+    """Return the arrays of a mixture's file: int8 for the axes, nearly all of it, and float32 (`Mixture.rounded`)."""
     arrays = {
         "weights": mixture.weights,
         "means": mixture.means,
@@ -103,15 +114,15 @@ def _mixture(arrays: Arrays) -> Mixture:
         arrays[name].astype(np.float64) for name in ("weights", "means", "variances", "center", "noise")
     )
     axes = arrays["axes"]
-    # Models that were registered before axes were int8 have them in float16, as they are.
+    # Models that were registered before axes were int8 have them in float16.
     axes = from_int8(axes, arrays["axes_step"]) if "axes_step" in arrays else axes.astype(np.float64)
     return Mixture(weights, means, variances, center, axes, float(noise[0]))
 
 
 def read_classifier(folder: Path) -> Classifier:
-    """The classifier of a signature's folder."""
+    """Read the classifier of a signature's folder."""
     arrays = read_arrays(folder / "classifier.safetensors")
     coef = arrays["coef"]
-    # Models that were registered before have them in float32, as they are.
+    # Models that were registered before coefficients were float16 have them in float32.
     coef = from_float16(coef, float(arrays["coef_unit"][0])) if "coef_unit" in arrays else coef.astype(np.float64)
     return Classifier(coef, arrays["intercept"], float(arrays["temperature"][0]))

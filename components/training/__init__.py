@@ -1,1 +1,1 @@
-"""One task to one module: the loop, what it keeps for a restart, and how processes share it."""
+"""One task -> one module: the training loop, its state and checkpoints, its recorded step, and shared training."""

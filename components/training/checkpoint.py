@@ -1,8 +1,10 @@
-"""Where a long computation stands, on disk: whoever is killed goes on from there and ends with the same bytes.
+"""Checkpoints of a long computation: after a kill it resumes from the last one and ends with the same bytes.
 
-A checkpoint is one safetensors file, <step>-<sha256>.safetensors: arrays, and the plain facts as JSON in its header.
-The name holds the sha256 of the whole file, so that one rename publishes it and one hash proves it. The last two are
-kept: if the newest is damaged, the one before it is as good, only older.
+    .intaglio/checkpoints/<name>/<hash of inputs and code>/<step>-<sha256 of the file>.safetensors
+
+A checkpoint is one safetensors file: arrays, and plain facts as JSON in its header. Its name holds the sha256 of its
+content, so that one rename publishes it and one hash verifies it. The last two are kept: if the newest is damaged, the
+one before it serves.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ from components.errors import IntaglioError
 from components.fingerprint import code_fingerprint
 from components.io import sha256_bytes, sha256_file, write_bytes
 
-# Not in params.yaml: it changes no result, and a change there would make DVC learn every task again.
+# Not in params.yaml: it changes no result, and a change there would make DVC train every task again.
 SECONDS_VARIABLE = "INTAGLIO_CHECKPOINT_SECONDS"
 DEFAULT_SECONDS = 10.0
-_FOLDER = ".intaglio/checkpoints"  # not an output of the stage: DVC removes those before it starts one again
+_FOLDER = ".intaglio/checkpoints"  # no output of the stage: DVC removes outputs before it runs a stage again
 _KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state as it was stored: arrays, and facts that JSON can hold (numbers keep every bit)."""
+    """A state at one step: arrays, and facts that JSON can hold (numbers keep every bit)."""
 
     step: int
     arrays: Arrays
@@ -43,9 +45,11 @@ class Checkpoint:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one computation, in a folder named after all that determines its result.
+    """The checkpoints of one computation, in a folder whose name is a hash of all that determines the result.
 
-    `every` is how many seconds of work a kill may cost; 0 keeps every step.
+    Attributes:
+        folder: where they are.
+        every: seconds of work that a kill may cost at most; 0 keeps every step.
     """
 
     folder: Path
@@ -78,14 +82,14 @@ class Checkpoints:
         return cls(folder, _seconds())
 
     def due(self) -> bool:
-        """Whether so much was computed since the last checkpoint that it is worth another one."""
+        """Return whether `every` seconds have passed since the last checkpoint."""
         return time.monotonic() - self._last >= self.every
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, synced to the disk; then remove all but the last two, and what killed writers left.
+        """Write a checkpoint, synced to the disk; then remove all but the last two, and temporaries of killed writers.
 
         Raises:
-            IntaglioError: the disk is full, or does not let us write.
+            IntaglioError: the disk is full or read-only, or permission is missing.
         """
         arrays = {name: checkpoint.arrays[name] for name in sorted(checkpoint.arrays)}
         content = save(arrays, metadata={"facts": json.dumps(checkpoint.facts, allow_nan=False)})
@@ -95,7 +99,7 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where there is none. Damaged ones are removed."""
+        """Return the newest checkpoint that is whole, or None, and remove damaged ones."""
         for path in reversed(self._files()):
             if (found := _read(path)) is not None:
                 return found
@@ -104,9 +108,9 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove them: the result is written."""
+        """Remove all of them, when the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):  # other computations may have theirs beside them
+        with suppress(OSError):  # checkpoints with other inputs may be beside them
             self.folder.parent.rmdir()
 
     def _files(self) -> list[Path]:
@@ -114,6 +118,7 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Checkpoint | None:
+    """Read a checkpoint; return None where its content is not the one that its name promises."""
     step, _, digest = path.stem.partition("-")
     try:
         if sha256_file(path) != digest:
@@ -126,6 +131,7 @@ def _read(path: Path) -> Checkpoint | None:
 
 
 def _seconds() -> float:
+    """Return the interval between checkpoints that the environment asks for."""
     given = os.environ.get(SECONDS_VARIABLE, str(DEFAULT_SECONDS))
     try:
         seconds = float(given)

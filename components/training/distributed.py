@@ -1,8 +1,10 @@
-"""Several processes that train one module together, each on its share of every batch (docs/training.md).
+"""Data-parallel training of one module by several processes (docs/how-to/train-with-several-processes.md).
 
-torchrun's engine starts them and ends them all when one fails; torch.distributed adds up their gradients. All of them
-hold the same parameters and optimizer, take the same steps and come to the same decisions, so the first one's
-checkpoints and module are everybody's.
+    batch (n,) --share--> n/P images for each of P processes --> gradients --sum_gradients--> the same step in all
+
+torch.distributed.elastic starts the processes and ends all of them when one fails. All of them hold the same
+parameters and optimizer, take the same steps and come to the same decisions. So the checkpoints and the module that
+the first one writes are those of all.
 """
 
 from __future__ import annotations
@@ -26,25 +28,26 @@ from torch.nn.utils import vector_to_parameters
 
 from components.errors import ABANDONED, IntaglioError, PeersLostError
 
-_PATIENCE = timedelta(minutes=30)  # for the slowest of the processes, which may still be decoding images
-_LAST_WORDS_SECONDS = (
-    2  # from SIGTERM to SIGKILL: less than a stage's owner waits for the stage (flows/pipeline/supervisor.py)
-)
+_TIMEOUT = timedelta(minutes=30)  # of a collective operation: the slowest process may still be decoding images
+_SHUTDOWN_SECONDS = 2  # from SIGTERM to SIGKILL; flows/pipeline/supervisor.py waits longer for the whole stage
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among the `count` that train the same module; by default the only one."""
+    """This process, by its rank, among the `count` that train the same module; by default the only one."""
 
     rank: int = 0
     count: int = 1
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's part of the rows (n,): parts differ by one row at most, and are empty where n < count."""
+        """Return this process's part of the rows (n, ...).
+
+        Parts differ by one row at most; some are empty where n < count.
+        """
         return rows.tensor_split(self.count)[self.rank]
 
     def total(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """The sums of the processes' values, through memory of their `device`.
+        """Return the sum of each value over the processes; `device` is where they communicate.
 
         Raises:
             PeersLostError: another process ended, or does not answer.
@@ -52,14 +55,14 @@ class ProcessGroup:
         if self.count == 1:
             return list(values)
         message = torch.tensor(values, dtype=torch.float64, device=device)
-        with _meeting():
+        with _lost_peers_named():
             distributed.all_reduce(message)
         return [float(value) for value in message]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Add the gradients that the processes have of their shares of a batch, and their losses (); returns that sum.
+        """Sum the gradients and the losses () of the processes' shares of a batch, in place, and return the loss.
 
-        One message for all of them. A process without a share has no gradient: it adds zero.
+        One message carries all of them. A process without a share has no gradient and adds zero.
 
         Raises:
             PeersLostError: another process ended, or does not answer.
@@ -68,7 +71,7 @@ class ProcessGroup:
             return loss
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
         message = torch.cat([*map(torch.flatten, gradients), loss.to(gradients[0]).reshape(1)])
-        with _meeting():
+        with _lost_peers_named():
             distributed.all_reduce(message)
         vector_to_parameters(message[:-1], gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -76,18 +79,18 @@ class ProcessGroup:
         return message[-1]
 
     def wait(self) -> None:
-        """Until all processes are here.
+        """Wait until all processes have called this.
 
         Raises:
-            PeersLostError: another process ended, or does not come.
+            PeersLostError: another process ended, or does not answer.
         """
         if self.count > 1:
-            with _meeting():
+            with _lost_peers_named():
                 distributed.barrier()
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """The first process does what is in the context, then the others do it."""
+        """Run the body of the context in the first process, then in the others."""
         if self.rank > 0:
             self.wait()
         yield
@@ -99,53 +102,53 @@ ALONE = ProcessGroup()
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def _lost_peers_named() -> Iterator[None]:
+    """Turn the errors of gloo and NCCL, a closed connection or a time-out, into PeersLostError."""
     try:
         yield
-    except RuntimeError as error:  # of gloo and NCCL: "connection closed by peer", or a time-out
+    except RuntimeError as error:
         raise PeersLostError(" ".join(str(error).split())) from error
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[ProcessGroup]:
-    """This process's place among those that `launch`, or a user's own torchrun, started; alone where nobody did.
+    """Join the processes that `launch`, or a user's own torchrun, started; without one, this process is ALONE.
 
-    On CUDA each takes the GPU of its number. Only the first one prints.
+    On CUDA each process takes the GPU of its local rank. Only the first one prints.
 
     Raises:
-        IntaglioError: the device is none that processes can share their work on, or there are too few GPUs.
+        IntaglioError: the device has no collective operations, or there are too few GPUs.
     """
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
-    here, number = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    local_count, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
-        if here > torch.cuda.device_count():
-            raise IntaglioError(f"{here} processes need a GPU each, but there are {torch.cuda.device_count()} here")
-        torch.cuda.set_device(number)
-        own = torch.device("cuda", number)
-        distributed.init_process_group("nccl", timeout=_PATIENCE, device_id=own)
+        if local_count > (gpus := torch.cuda.device_count()):
+            raise IntaglioError(f"{local_count} processes need a GPU each, but there are {gpus} here")
+        torch.cuda.set_device(local_rank)
+        distributed.init_process_group("nccl", timeout=_TIMEOUT, device_id=torch.device("cuda", local_rank))
     elif device.type == "cpu":
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.init_process_group("gloo", timeout=_TIMEOUT)
     else:
         raise IntaglioError(f"device {device.type} has no way for several processes; set finetune.processes: 1")
     processes = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if processes.rank else sys.stdout):
         yield processes
-        processes.wait()  # who leaves first would look lost to the others
+        processes.wait()  # to the others, a process that ends before them is a lost one
     distributed.destroy_process_group()
 
 
 def launch(arguments: Sequence[str], processes: int) -> None:
-    """Run this interpreter with `arguments` in so many processes, here and now; they end with this one.
+    """Run this interpreter with `arguments` in so many processes on this machine, and wait for all of them.
 
-    Each has its share of the cores, unless OMP_NUM_THREADS says otherwise.
+    Each gets its share of the cores, unless OMP_NUM_THREADS is set. They end when this process ends.
 
     Raises:
         IntaglioError: one of them failed. The others were ended.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, we say in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its message is the error below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -155,7 +158,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,  # the pipeline starts a stage again, and training goes on from its checkpoint
-        shutdown_timeout=_LAST_WORDS_SECONDS,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)
@@ -163,16 +166,21 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         raise IntaglioError(_reason(error.failures, processes)) from None
 
 
-def record(error: IntaglioError) -> None:
-    """Tell the process that launched us why we end, instead of saying it once in every process."""
+def report_to_launcher(error: IntaglioError) -> None:
+    """Record the error that ends this process for the launcher, which prints it once for all processes."""
     get_error_handler().record_exception(error)
 
 
 def _reason(failures: dict[int, ProcessFailure], processes: int) -> str:
-    """Of the failures by rank, the one that the others followed from."""
-    first = {rank: failure for rank, failure in failures.items() if failure.exitcode != ABANDONED} or failures
-    rank = min(first, key=lambda number: first[number].timestamp)
-    failure = first[rank]
+    """Describe the first failure that is not a consequence of another one.
+
+    Args:
+        failures: of the processes that failed, by rank.
+        processes: how many were started.
+    """
+    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != ABANDONED} or failures
+    rank = min(causes, key=lambda number: causes[number].timestamp)
+    failure = causes[rank]
     if isinstance(recorded := failure.error_file_data["message"], dict):
         return str(recorded["message"]).partition(": ")[2]  # after the name of the error's class
     if failure.exitcode >= 0:

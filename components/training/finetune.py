@@ -1,4 +1,4 @@
-"""The stage `finetune`: one task -> one module."""
+"""The stage `finetune`: the images of a task -> its module, and the figures of its training."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ from components.data.images import Limits
 from components.data.manifest import manifest_path, read_manifest, split_of
 from components.errors import IntaglioError
 from components.io import sha256_file, write_json, write_text
-from components.modules.adapted_linear import attach
-from components.modules.low_rank import read_past, write_module
 from components.training.checkpoint import Checkpoints
 from components.training.distributed import ProcessGroup, joined
-from components.training.loop import Split, TrainingJob, deterministic, train
+from components.training.loop import Split, deterministic
+from components.training.module import TaskSplits, train_module
 from components.training.state import Epoch, validation_rank
 from components.vision.backbone import Vit, choose_device, load_vit
 from components.vision.trunk_cache import Tokens, TrunkCache, trunk_outputs
 
 
 def finetune(root: Path, config: Config, task: str) -> None:
-    """The `finetune` stage: write models/modules/<task> and the figures of its training.
+    """Train the module of a task, and write models/modules/<task> and the figures of its training.
 
-    Reads the backbone, the modules of earlier tasks and this task's images; nothing else. Killed and started again, it
-    goes on from its last checkpoint. Where several processes were launched to train together, this is one of them;
-    the first one writes.
+    Reads the backbone, the modules of earlier tasks and this task's images, and nothing else. After a kill it resumes
+    from its last checkpoint. Where several processes were launched to train together, this is one of them, and the
+    first one writes.
+
+    Args:
+        root: folder of the project.
+        config: its configuration.
+        task: name of the task.
 
     Raises:
-        IntaglioError: an artefact is missing or damaged, or the loss is no longer finite.
+        IntaglioError: an artefact is missing or damaged, a split is empty, or the loss is not finite or diverged.
         PeersLostError: another process of the training ended.
     """
     deterministic()
@@ -46,23 +50,21 @@ def finetune(root: Path, config: Config, task: str) -> None:
 
 
 def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> None:
-    settings, previous = config.finetune, config.stream.tasks[task].previous
-    past = read_past(root / "models/modules", previous, settings.past_budget)
-    classes = read_manifest(root, task)["label"].nunique()
-    with processes.first_before_others():  # which also removes what other inputs left
+    with processes.first_before_others():  # the first one also removes checkpoints of other inputs
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
+    settings, previous = config.finetune, config.stream.tasks[task].previous
     start = time.monotonic()
-    views = {"train": settings.views, "val": 1}
-    splits = {name: read_split(root, config, vit, task, name, processes, count) for name, count in views.items()}
+    train, val = (
+        read_split(root, config, vit, task, name, processes, views)
+        for name, views in (("train", settings.views), ("val", 1))
+    )
     trunk_seconds = time.monotonic() - start
-    trained = attach(vit, past, settings, config.seed)
-    job = TrainingJob(task, vit, trained, splits["train"], splits["val"], classes, settings, config.seed, processes)
-    history, head = train(job, checkpoints)
-    if processes.rank > 0:
+    splits = TaskSplits(train, val, read_manifest(root, task)["label"].nunique())
+    folder = root / "models/modules"
+    trained = train_module(folder, task, previous, splits, vit, settings, config.seed, checkpoints, processes)
+    if trained is None:
         return
-    seconds = time.monotonic() - start
-    component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
-    facts = write_module(root / "models/modules", task, previous, component, reuse, past, head, vit, settings.max_rank)
+    history, seconds = trained.history, trunk_seconds + trained.seconds
     best = min(history, key=validation_rank)
     figures = {
         "epochs": len(history),
@@ -72,15 +74,15 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: Proces
         "train_loss": best.train_loss,
         "seconds": round(seconds, 2),
         "trunk_seconds": round(trunk_seconds, 2),
-        "images_per_second": round(len(splits["train"]) * len(history) / seconds, 1),
+        "images_per_second": round(len(train) * len(history) / seconds, 1),
     }
-    write_json(root / f"reports/finetune/{task}.json", figures | facts)
+    write_json(root / f"reports/finetune/{task}.json", figures | trained.facts)
     write_text(root / f"reports/finetune/{task}.csv", _table(history))
     checkpoints.clear()
 
 
 def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> dict[str, Any]:
-    """All that determines a module: what a checkpoint must agree with to be of any use."""
+    """Return all that determines a module: a checkpoint with other inputs would lead to another one."""
     previous = root / "models/modules" / config.stream.tasks[task].previous
     return {
         "task": task,
@@ -97,9 +99,18 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessG
 def read_split(
     root: Path, config: Config, vit: Vit, task: str, name: str, processes: ProcessGroup, views: int
 ) -> Split:
-    """The trunk's outputs of a split's images in `views`, and each one's place among the sorted classes of the task.
+    """Read the trunk's outputs and the labels of a split; a label is an index into the sorted classes of the task.
 
-    What the cache lacks of them is computed by all processes, each its share.
+    What the cache lacks is computed by all processes, a share each.
+
+    Args:
+        root: folder of the project.
+        config: its configuration.
+        vit: the backbone.
+        task: name of the task.
+        name: of the split, "train" or "val".
+        processes: this process among those that train together.
+        views: how many views of each image.
 
     Raises:
         IntaglioError: the split is empty, or an image cannot be read.
@@ -118,11 +129,12 @@ def read_split(
             trunk_outputs(vit, own_paths, own_digests, limits, cache, what, view)
     processes.wait()
     tokens = Tokens.joined([trunk_outputs(vit, paths, digests, limits, cache, what, view)[0] for view in range(views)])
-    places = {label: place for place, label in enumerate(classes)}
-    return Split(tokens, torch.tensor([places[label] for label in rows["label"]], dtype=torch.int64), views)
+    number_of = {label: number for number, label in enumerate(classes)}
+    return Split(tokens, torch.tensor([number_of[label] for label in rows["label"]], dtype=torch.int64), views)
 
 
 def _table(history: list[Epoch]) -> str:
+    """Return the history as CSV, a line for each epoch."""
     text = io.StringIO()
     rows: list[Mapping[str, float]] = [asdict(epoch) for epoch in history]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

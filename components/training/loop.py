@@ -1,4 +1,11 @@
-"""The training loop: trunk outputs of one task in, a trained module and its history out."""
+"""The training loop of one module: the trunk's outputs of a task's images -> a trained module, a head, a history.
+
+    tokens of the trunk (n, tokens, width) --drop patches--> tail with the new module --pool--> head --> loss
+    loss = cross-entropy(logits - margin at the label) + l1 |s|_1 + l2 |s|_2^2
+
+The trunk is frozen, so a step computes the tail alone. AdamW with warm-up and cosine; the epoch that is best on the
+validation split is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,23 +24,27 @@ from components.errors import IntaglioError
 from components.modules.adapted_linear import Trainable
 from components.modules.low_rank import Head
 from components.training.checkpoint import Checkpoints
+from components.training.convergence import check_converged
 from components.training.cuda_graph import record_step
 from components.training.distributed import ALONE, ProcessGroup
+from components.training.schedule import kept_tokens, lr_factor, validated_in
 from components.training.state import Epoch, TrainingState, validation_rank
 from components.vision.backbone import Vit, autocast, upload
 from components.vision.pixel_batches import ProgressLine
 from components.vision.trunk_cache import BATCH, Tokens
 
-_DIVERGED = 2.0  # times the loss of a guess
-_STEPS_AHEAD = 32  # that a GPU may be given before their losses are looked at: it never waits for the next one
+_STEPS_AHEAD = 32  # given to a GPU before their losses are read, which waits for it: it never runs out of work
 
 
 @dataclass(frozen=True)
 class Split:
-    """The trunk's outputs of one split and its labels (n,) int64.
+    """The trunk's outputs of one split of a task, and its labels.
 
-    tokens (views * n, tokens, width): of all images, then of another view of all, and so on; mapped from disk, or a
-    float16 tensor on the device.
+    Attributes:
+        tokens: of all n images, then of another view of all, and so on: (views * n, tokens, width) float16, mapped
+            from disk or on the device.
+        labels: class indices, (n,) int64.
+        views: how many views of each image there are.
     """
 
     tokens: Tokens | Tensor
@@ -42,13 +52,19 @@ class Split:
     views: int = 1
 
     def __len__(self) -> int:
-        """Number of images n."""
+        """Return the number of images n."""
         return len(self.labels)
 
     def read(self, rows: Tensor, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The tokens and labels of some images, rows (m,). Epochs see the views of an image in turn."""
-        turn = (rows + epoch) % self.views
-        places = turn * (len(self.tokens) // self.views) + rows
+        """Return the tokens (m, tokens, width) float32 and the labels (m,) of some images, on the device.
+
+        Args:
+            rows: of the images, (m,) int64.
+            epoch: counted from 0; epochs see the views of an image in turn.
+            device: of the results.
+        """
+        view = (rows + epoch) % self.views
+        places = view * (len(self.tokens) // self.views) + rows
         if isinstance(self.tokens, Tensor):
             tokens = self.tokens[upload(places, device)]
         else:
@@ -56,9 +72,9 @@ class Split:
         return tokens.float(), upload(self.labels[rows], device)
 
     def moved_to_gpu_if_it_fits(self, device: torch.device) -> Split:
-        """The same with its tokens on a GPU, where half of the free memory holds them: a step reads faster than files.
+        """Return the split with its tokens on a GPU, where half of the free memory holds them; else as it is.
 
-        On other devices, the same.
+        A step reads the GPU's memory faster than files.
         """
         if device.type != "cuda" or isinstance(self.tokens, Tensor):
             return self
@@ -74,9 +90,18 @@ class Split:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What stays the same during training: the module on its ViT, the task's images, the settings.
+    """What stays the same during a training.
 
-    `processes` is this process among those that train the module together; all have the same of everything else.
+    Attributes:
+        task: name of the task, for messages.
+        vit: the backbone, whose tail carries the adapted layers.
+        trained: the adapted layers.
+        train: split to learn from.
+        val: split that chooses the best epoch.
+        classes: number of classes C.
+        settings: of the training.
+        seed: of the shuffles and the dropped patches.
+        processes: this process among those that train the module together; all else is equal in all of them.
     """
 
     task: str
@@ -91,19 +116,22 @@ class TrainingJob:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of all epochs."""
+        """Number of optimizer steps in all epochs."""
         return math.ceil(len(self.train) / self.settings.batch_size) * self.settings.epochs
 
 
 def train(job: TrainingJob, checkpoints: Checkpoints) -> tuple[list[Epoch], Head]:
-    """Train until the validation split stops improving; `job.trained` ends with the best epoch's values.
+    """Train until the validation split stops improving; `job.trained` ends with the values of the best epoch.
 
-    Cross-entropy with label smoothing on a linear head over the pooled tail, plus l1 |s|_1 + l2 |s|_2^2 on the reuse
-    of the past. Continues from the newest checkpoint, if there is one: on a CPU, with the same numbers of threads and
-    processes, the values in the end are the same to the last bit.
+    Resumes from the newest checkpoint, if there is one. On a CPU, with the same numbers of threads and processes, the
+    result is then the same to the last bit.
+
+    Args:
+        job: what to train, on what.
+        checkpoints: of this job; the caller removes them when the result is stored.
 
     Returns:
-        Every epoch, and the best one's head.
+        The history of all epochs, and the best epoch's head.
 
     Raises:
         IntaglioError: the loss is not finite, or training diverged.
@@ -115,7 +143,7 @@ def train(job: TrainingJob, checkpoints: Checkpoints) -> tuple[list[Epoch], Head
     )
     parameters = job.trained.parameters()
     state = TrainingState.begin(parameters, 2 * vit.width, job.classes, len(job.train), settings, job.seed)
-    with job.processes.first_before_others():  # which also removes damaged ones
+    with job.processes.first_before_others():  # the first one also removes damaged checkpoints
         found = checkpoints.newest()
     if found:
         state.restore(found)
@@ -125,21 +153,22 @@ def train(job: TrainingJob, checkpoints: Checkpoints) -> tuple[list[Epoch], Head
         epoch = train_epoch(job, state, checkpoints)
         accuracy = f", val accuracy {epoch.val_accuracy:.3f}" if epoch.validated else ""
         progress.at(epoch.epoch, f"loss {epoch.train_loss:.3f}{accuracy}")
-    _check_learned(job, state.history)
+    check_converged(job.task, job.classes, settings, state.history)
     state.take_best()
     weight, bias = (parameter.detach().float().cpu().numpy() for parameter in (state.head.weight, state.head.bias))
     return state.history, Head(weight, bias)
 
 
 def deterministic(wanted: bool = True) -> None:
-    """Whether a computation gives the same bits every time, where the device knows how; for the whole process."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS does not
+    """Have torch compute the same bits every time, or not, where the device can; for the whole process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it
     torch.use_deterministic_algorithms(wanted, warn_only=True)
-    # Filling every result beforehand costs a kernel each, and finds what reads before it writes: nothing here.
+    # It would fill every new tensor, a kernel each, to reveal reads of memory that nothing was written to.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _finished(state: TrainingState, settings: Settings) -> bool:
+    """Return whether all epochs are done, or the last `patience` epochs brought no better one."""
     done = len(state.history)
     if done in (0, settings.epochs):
         return done > 0
@@ -149,7 +178,20 @@ def _finished(state: TrainingState, settings: Settings) -> bool:
 
 
 def train_epoch(job: TrainingJob, state: TrainingState, checkpoints: Checkpoints) -> Epoch:
-    """The rest of the epoch that `state` stands in, and its validation where one is due."""
+    """Train the rest of the running epoch, and validate where that is due.
+
+    Args:
+        job: what to train, on what.
+        state: of the training; it ends with a new epoch in its history.
+        checkpoints: where the first process keeps the state as often as is due.
+
+    Returns:
+        The figures of the epoch.
+
+    Raises:
+        IntaglioError: the loss is not finite.
+        PeersLostError: another process of the training ended.
+    """
     number = len(state.history) + 1
     ahead = 1 if job.vit.device.type == "cpu" else _STEPS_AHEAD
     losses: list[tuple[Tensor, int]] = []
@@ -173,7 +215,7 @@ def train_epoch(job: TrainingJob, state: TrainingState, checkpoints: Checkpoints
 
 
 def _account(job: TrainingJob, state: TrainingState, losses: Sequence[tuple[Tensor, int]]) -> None:
-    """Add the losses of the last steps, each with its number of images, to the epoch's; the device is waited for."""
+    """Add the losses () of the last steps, each with its number of images, to the epoch's; waits for the device."""
     first = state.step - len(losses) + 1
     for step, (loss, images) in enumerate(losses, start=first):
         if not math.isfinite(value := float(loss)):
@@ -182,14 +224,14 @@ def _account(job: TrainingJob, state: TrainingState, losses: Sequence[tuple[Tens
 
 
 def _step(job: TrainingJob, state: TrainingState, rows: Tensor) -> Tensor:
-    """One step of the optimizer on a batch, the rows (n,) of the training split; returns the loss () before it."""
+    """Take an optimizer step on the rows (n,) of the training split, and return the loss () before it."""
     settings = job.settings
-    speed = lr_factor(state.step, job.steps, settings.warmup_fraction)
-    for group, top in zip(
-        state.optimizer.param_groups, (settings.learning_rate, settings.head_learning_rate), strict=True
-    ):
-        group["lr"] = top * speed
-    # By the epoch's number, not drawn: who resumes knows it, and every process does. So with the patches.
+    factor = lr_factor(state.step, job.steps, settings.warmup_fraction)
+    peaks = settings.learning_rate, settings.head_learning_rate
+    for group, peak in zip(state.optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak * factor
+    # Views and patches follow from the numbers of the epoch and the step, so that a resumed run and every process of
+    # a shared one have the same.
     tokens, labels = job.train.read(job.processes.share(rows), len(state.history), job.vit.device)
     prefix, seed = job.vit.model.num_prefix_tokens, (job.seed, state.step)
     kept = kept_tokens(len(rows), tokens.shape[1], prefix, settings.patch_dropout, seed)
@@ -203,44 +245,28 @@ def _step(job: TrainingJob, state: TrainingState, rows: Tensor) -> Tensor:
     nn.utils.clip_grad_norm_(state.learned, settings.gradient_clip)
     state.optimizer.step()
     state.step += 1
-    if whole and not state.recorded:  # the first such step has shown what memory holds
+    if whole and not state.recorded:  # the first whole batch has shown what memory holds
         state.recorded = True
         if state.part >= len(labels):
             state.graph_step = record_step(partial(_loss, job, state.head), state.learned, tokens, labels)
     return loss
 
 
-def kept_tokens(images: int, tokens: int, prefix: int, dropout: float, seed: Sequence[int]) -> Tensor:
-    """Which tokens a step sees of each image: the first `prefix`, and a random share 1 - `dropout` of the patches.
-
-    PatchDropout (Liu et al., 2023): a step costs what its patches cost. At least one stays.
-
-    Returns:
-        (images, kept) int64, rising in each row.
-    """
-    patches = tokens - prefix
-    kept = max(1, round(patches * (1 - dropout)))
-    places = np.broadcast_to(np.arange(prefix, tokens), (images, patches))
-    drawn = np.sort(np.random.default_rng(seed).permuted(places, axis=1)[:, :kept], axis=1)
-    first = np.broadcast_to(np.arange(prefix), (images, prefix))
-    return torch.from_numpy(np.concatenate([first, drawn], axis=1))
-
-
 def _gradients(job: TrainingJob, state: TrainingState, tokens: Tensor, labels: Tensor, images: int) -> Tensor:
-    """What some images add to the loss () of a batch of `images`, and to its gradients.
+    """Compute the loss () and the gradients that some images add to those of a batch of `images`.
 
-    They are computed in parts where the device has no memory for all at once. The gradients of the parts, as those of
-    the processes, add up to the batch's, so that memory and processes change only their last bits.
+    They are computed in parts where the device's memory does not hold all at once. The gradients of parts, like those
+    of processes, add up to the batch's: memory and processes change only their last bits.
 
     Raises:
-        IntaglioError: the memory does not even hold one image.
+        IntaglioError: the memory does not hold a single image.
     """
     while True:
         state.optimizer.zero_grad(set_to_none=True)
         try:
             total = tokens.new_zeros(())
-            for part, answers in zip(_batches(tokens, state.part), _batches(labels, state.part), strict=True):
-                loss = _loss(job, state.head, part, answers) * (len(answers) / images)
+            for part, own in zip(_batches(tokens, state.part), _batches(labels, state.part), strict=True):
+                loss = _loss(job, state.head, part, own) * (len(own) / images)
                 loss.backward()
                 total += loss.detach()
             return total
@@ -248,22 +274,23 @@ def _gradients(job: TrainingJob, state: TrainingState, tokens: Tensor, labels: T
             held = min(state.part, len(labels))
             if held == 1:
                 raise _too_large(job) from None
-        state.part = (held + 1) // 2  # outside the handler, whose traceback would keep the failed part in memory
+        state.part = (held + 1) // 2  # after the handler, whose traceback keeps the failed part in memory
         print(f"finetune {job.task}: out of memory, going on with {state.part} images at once", flush=True)
         if job.vit.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _batches(rows: Tensor, size: int) -> Sequence[Tensor]:
-    """Rows (n, ...) in order, `size` at a time. None of no rows: torch would make one empty batch of them."""
+    """Return rows (n, ...) in order, `size` at a time; no batch where there are no rows, for which torch makes one."""
     return rows.split(size) if len(rows) else ()
 
 
 def _loss(job: TrainingJob, head: nn.Linear, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss () of a batch, by the formula of this file; differentiable."""
     settings = job.settings
     with autocast(job.vit):
         logits = head(job.vit.tail(tokens))
-        if settings.margin:  # a clear lead is asked for (as in CosFace, Wang et al., 2018, on plain logits)
+        if settings.margin:  # the label has to lead by so many nats (CosFace, Wang et al., 2018, on plain logits)
             logits = logits - settings.margin * functional.one_hot(labels, job.classes)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
     for s in job.trained.scales():
@@ -273,29 +300,16 @@ def _loss(job: TrainingJob, head: nn.Linear, tokens: Tensor, labels: Tensor) -> 
 
 @torch.no_grad()
 def _validate(job: TrainingJob, head: nn.Linear) -> tuple[float, float]:
-    """Mean loss and accuracy on the validation split."""
-    losses, rights, count = list[Tensor](), list[Tensor](), len(job.val)
+    """Return the mean loss in nats, without margin and smoothing, and the accuracy on the validation split."""
+    losses, hits, count = list[Tensor](), list[Tensor](), len(job.val)
     for rows in _batches(job.processes.share(torch.arange(count)), job.settings.batch_size):
         tokens, labels = job.val.read(rows, 0, job.vit.device)
         with autocast(job.vit):
             logits = head(job.vit.tail(tokens)).float()
         losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
-        rights.append((logits.argmax(dim=1) == labels).sum())
-    loss, right = job.processes.total((sum(map(float, losses)), sum(map(float, rights))), job.vit.device)
-    return loss / count, right / count
-
-
-def lr_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Linear warm-up, then a cosine to zero (Loshchilov and Hutter, SGDR, 2017)."""
-    warmup = max(1, round(steps * warmup_fraction))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def validated_in(epoch: int, settings: Settings) -> bool:
-    """Whether the epoch, counted from 1, ends with a validation; the last one does."""
-    return (settings.epochs - epoch) % settings.validate_every == 0
+        hits.append((logits.argmax(dim=1) == labels).sum())
+    loss, correct = job.processes.total((sum(map(float, losses)), sum(map(float, hits))), job.vit.device)
+    return loss / count, correct / count
 
 
 def _too_large(job: TrainingJob) -> IntaglioError:
@@ -303,34 +317,6 @@ def _too_large(job: TrainingJob) -> IntaglioError:
         f"task {job.task!r}: {job.vit.device} has too little memory to train on a single image; "
         "lower backbone.adapted_blocks or backbone.image_size, or set device: cpu"
     )
-
-
-def _check_learned(job: TrainingJob, history: list[Epoch]) -> None:
-    """Refuse a module from a training that diverged: all its epochs are then noise, the best one included.
-
-    The head starts at zero, so the loss starts at what a guess has, log(classes) where no margin is asked for. A rate
-    that is merely high brings it below that in the end, when the schedule has lowered it.
-    """
-    guess, last = _loss_of_a_guess(job), history[-1]
-    if last.train_loss > _DIVERGED * guess:
-        settings = job.settings
-        raise IntaglioError(
-            f"task {job.task!r}: training diverged: after {last.epoch} epochs the loss is {last.train_loss:.3g}, "
-            f"where a guess has {guess:.3g}; lower finetune.learning_rate (now {settings.learning_rate:g}) "
-            f"or finetune.head_learning_rate (now {settings.head_learning_rate:g})"
-        )
-    if min(epoch.train_loss for epoch in history) > guess:
-        print(
-            f"warning: task {job.task!r}: the loss never fell below a guess's ({guess:.3g}); see its curve",
-            flush=True,
-        )
-
-
-def _loss_of_a_guess(job: TrainingJob) -> float:
-    """Of equal logits, label smoothing and margin m included: log(1 + (C - 1) e^m) - m * smoothing * (C - 1) / C."""
-    others, margin = job.classes - 1, job.settings.margin
-    excess = margin + math.log(math.exp(-margin) + others)  # no margin is too large for it
-    return excess - margin * job.settings.label_smoothing * others / job.classes
 
 
 def _not_finite(job: TrainingJob, epoch: int, step: int) -> IntaglioError:

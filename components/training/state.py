@@ -1,4 +1,4 @@
-"""All that training changes, in one place: what a checkpoint has to hold, and nothing else."""
+"""Everything that training changes, in one place: what a checkpoint holds, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from components.training.cuda_graph import CudaGraphStep
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch reached; NaN for what nobody looked at."""
+    """The figures of one epoch, counted from 1; NaN for those of a validation that was not due."""
 
     epoch: int
     train_loss: float
@@ -26,23 +26,33 @@ class Epoch:
 
     @property
     def validated(self) -> bool:
-        """Whether the validation split was asked."""
+        """Whether the epoch ended with a validation."""
         return not math.isnan(self.val_loss)
 
 
 def validation_rank(epoch: Epoch) -> tuple[float, float]:
-    """Smaller is better: accuracy first, loss between equals; an epoch that was not validated comes last."""
+    """Return a sort key, smaller for better epochs: by accuracy, then by loss; epochs without a validation are last."""
     return (-epoch.val_accuracy, epoch.val_loss) if epoch.validated else (math.inf, math.inf)
 
 
 @dataclass
 class TrainingState:
-    """Where training stands.
+    """The state of a training between two steps.
 
-    `order` (n,) is this epoch's shuffle of the n images, `position` how many of them were seen, `loss_sum` the loss
-    summed over those. `part` is how many images of a batch are computed at once: what the device's memory was found to
-    hold. `graph_step` computes a whole batch, where it was recorded (on a GPU); `recorded` says whether that was tried.
-    `best` is all that was `learned` after the best epoch of `history`.
+    Attributes:
+        parameters: what the module learns.
+        head: linear head on the pooled tail, 2 width -> C.
+        optimizer: AdamW on the parameters and the head.
+        generator: of the shuffles.
+        order: this epoch's permutation of the n training images, (n,) int64.
+        part: how many images of a batch are computed at once, as far as the device's memory was found to go.
+        graph_step: computes a whole batch on a GPU, where it could be recorded.
+        recorded: whether recording was tried.
+        step: optimizer steps so far.
+        position: images of `order` that were seen in this epoch.
+        loss_sum: their losses' sum.
+        history: the finished epochs.
+        best: copies of all that was `learned` after the best epoch of the history.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -63,7 +73,16 @@ class TrainingState:
     def begin(
         cls, parameters: Sequence[nn.Parameter], width: int, classes: int, images: int, settings: Settings, seed: int
     ) -> TrainingState:
-        """Before the first step: a linear head (width -> classes) that answers nothing yet, and a fresh optimizer."""
+        """Start a training: a head of zeros, a new optimizer, and the first shuffle.
+
+        Args:
+            parameters: what the module learns.
+            width: inputs of the head.
+            classes: outputs of the head.
+            images: number of training images n.
+            settings: of the optimizer.
+            seed: of the shuffles.
+        """
         head = nn.Linear(width, classes).to(parameters[0].device)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -82,7 +101,7 @@ class TrainingState:
         return [*self.parameters, *self.head.parameters()]
 
     def end_epoch(self, epoch: Epoch) -> None:
-        """Write the epoch down, keep what it learned if it is the best so far, and shuffle for the next one."""
+        """Record an epoch, copy what was learned if it is the best so far, and shuffle for the next one."""
         if not self.history or validation_rank(epoch) < min(map(validation_rank, self.history)):
             self.best = [parameter.detach().clone() for parameter in self.learned]
         self.history.append(epoch)
@@ -96,20 +115,20 @@ class TrainingState:
             parameter.copy_(value)
 
     def checkpoint(self) -> Checkpoint:
-        """The state as arrays and plain facts, every bit of it."""
+        """Return the state as arrays and plain facts, every bit of it."""
         tensors: dict[str, Tensor] = {f"learned.{number}": parameter for number, parameter in enumerate(self.learned)}
         tensors |= {f"best.{number}": value for number, value in enumerate(self.best)}
         tensors |= {"order": self.order, "generator": self.generator.get_state()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
         arrays: Arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        # JSON has no NaN: what was not validated is left out.
+        # JSON has no NaN: figures that an epoch lacks are left out.
         history = [{key: value for key, value in asdict(epoch).items() if value == value} for epoch in self.history]
         return Checkpoint(self.step, arrays, {"position": self.position, "loss_sum": self.loss_sum, "history": history})
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint that a state with the same shapes wrote."""
+        """Take over a checkpoint that a state with the same shapes made."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.arrays.items()}
         device = self.head.weight.device
         for number, parameter in enumerate(self.learned):

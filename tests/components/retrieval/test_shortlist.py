@@ -1,4 +1,4 @@
-"""Retrieval as it is served: the trunk decides what is clear, all of h_0 the rest, and nobody is forced into a task."""
+"""Retrieval as it is served: the trunk decides what is clear, all of h_0 the rest, and strangers stay unknown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from components.config import Config, Shortlist
 from components.config import Signature as Settings
 from components.io import read_arrays
 from components.retrieval.pooled import PooledRetriever
-from components.retrieval.shortlist import Supports, TaskRetriever
+from components.retrieval.shortlist import TaskRetriever
+from components.retrieval.supports import TaskSupports
 from components.signatures.classifier import Classifier
 from components.signatures.conformal import Calibration
 from components.signatures.mixture import Mixture
@@ -38,10 +39,10 @@ def signature(task: int, held_out: int = 60) -> Signature:
     h, labels = images(rng, task, 80)
     other, _ = images(rng, task, held_out)
     support = Support.fit(h, other, MIXTURE, 0)
-    decided_by_trunk = Support.fit(h[:, :TRUNK], other[:, :TRUNK], MIXTURE, 0)
+    trunk_support = Support.fit(h[:, :TRUNK], other[:, :TRUNK], MIXTURE, 0)
     classifier = Classifier.fit(h, labels, CLASSES)
     statistics = Statistics.fit(h, labels, CLASSES)
-    return Signature(f"t{task}", ("a", "b"), statistics, support.mixture, support, decided_by_trunk, classifier)
+    return Signature(f"t{task}", ("a", "b"), statistics, support.mixture, support, trunk_support, classifier)
 
 
 SIGNATURES = [signature(task) for task in range(5)]
@@ -65,9 +66,9 @@ def mixed(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
 
 def test_densities_together_equal_densities_one_by_one() -> None:
     h, _ = mixed()
-    together = Supports(tuple(s.support for s in SIGNATURES)).log_densities(h)
+    stacked = TaskSupports(tuple(s.support for s in SIGNATURES)).log_densities(h)
     alone = np.stack([s.support.mixture.log_density(h) for s in SIGNATURES], axis=1)
-    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(stacked, alone, rtol=1e-4, atol=1e-2)
 
 
 def mixture(rng: np.random.Generator, parts: int, dims: int, far: float) -> Mixture:
@@ -91,7 +92,7 @@ def test_mixtures_of_any_shapes_are_evaluated_together_as_alone(
     rng = np.random.default_rng(seed)
     mixtures = [mixture(rng, parts, dims, far) for parts, dims in shapes]
     h = (rng.normal(size=(count, WIDTH)) * max(far, 1)).astype(np.float32)
-    supports = Supports(tuple(Support(m, Calibration.of(rng.normal(size=5) * 20)) for m in mixtures))
+    supports = TaskSupports(tuple(Support(m, Calibration.of(rng.normal(size=5) * 20)) for m in mixtures))
     alone = np.stack([m.log_density(h) for m in mixtures], axis=1)
     # float32 holds a squared distance of up to `far` ** 2 to seven digits; a variance of 0.1 magnifies what is lost.
     np.testing.assert_allclose(supports.log_densities(h), alone, rtol=1e-5, atol=1e-5 * (10 + far) ** 2)
@@ -123,10 +124,10 @@ def test_only_what_the_trunk_leaves_open_pays_for_the_tail() -> None:
 
 def test_the_trunk_and_all_of_h0_agree_where_the_trunk_decides() -> None:
     h, _ = mixed()
-    decided_by_trunk = find(TaskRetriever.fit(SIGNATURES, RULES), h)
+    usual = find(TaskRetriever.fit(SIGNATURES, RULES), h)
     patient = find(TaskRetriever.fit(SIGNATURES, RULES.model_copy(update={"early_margin": 1e9})), h)
     assert not patient.decided_by_trunk.any()
-    assert (decided_by_trunk.task == patient.task).mean() >= 0.995
+    assert (usual.task == patient.task).mean() >= 0.995
     np.testing.assert_allclose(np.exp(patient.log_posterior).sum(axis=1), 1)
     exact = PooledRetriever.fit([s.statistics for s in SIGNATURES]).scores(h).argmax(axis=1)
     assert (patient.task == exact).all()
@@ -179,7 +180,7 @@ def test_coverage_of_the_shortlist_is_what_was_promised_for_twenty_held_out_imag
     for _ in range(splits):
         h = images(rng, 0, held_out)[0]
         fresh = replace(support, calibration=type(support.calibration).of(support.mixture.log_density(h)))
-        covered.append((Supports((fresh,)).p_values(images(rng, 0, 100)[0])[:, 0] > epsilon).mean())
+        covered.append((TaskSupports((fresh,)).p_values(images(rng, 0, 100)[0])[:, 0] > epsilon).mean())
     error = 4 * np.std(covered) / np.sqrt(splits)
     assert 1 - epsilon - error <= np.mean(covered) <= 1 - epsilon + 1 / (held_out + 1) + error
 

@@ -1,4 +1,4 @@
-"""Several linear witnesses of a class: together they are one classifier, and each of them is heard."""
+"""An ensemble of linear classifiers: it folds into one of them, and its weights are those of the smallest loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from components.config import Config
 from components.errors import IntaglioError
 from components.modules.low_rank import Head, read_head
 from components.signatures.classifier import Classifier
-from components.signatures.ensemble import fit_ensemble, fit_ensemble_weights, fold_ensemble
+from components.signatures.ensemble import (
+    LabelledEmbeddings,
+    fit_ensemble,
+    fit_ensemble_weights,
+    fit_task_classifier,
+    fold_ensemble,
+)
 from components.signatures.fit import fit_signature
 from components.signatures.storage import read_classifier
 from tests.components.signatures.test_signature import clusters
@@ -35,7 +41,7 @@ def centred(scores: np.ndarray) -> np.ndarray:
     return centred
 
 
-def test_together_they_say_the_sum_of_what_each_says_in_one_measure() -> None:
+def test_folded_logits_are_the_sum_of_the_members_logits_at_one_scale() -> None:
     h, labels, head = a_task()
     trunk = Classifier.fit(h[:, :-ADAPTED], labels, 4).discriminants(h[:, :-ADAPTED])
     own = Classifier.fit(h[:, -ADAPTED:], labels, 4).discriminants(h)
@@ -59,15 +65,15 @@ def loss(scores: np.ndarray, labels: np.ndarray) -> float:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
-def test_the_weights_are_those_of_the_smallest_loss_and_pull(seed: int) -> None:
+def test_the_weights_are_those_of_the_smallest_penalised_loss(seed: int) -> None:
     every, truths, head = a_task(seed, spread=0.5)
     h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
     found = fit_ensemble(h, labels, 4, head)
     even, factors = (np.array(fit_ensemble_weights(found, held_out, known)) for known in (None, truth))
-    said = [centred(witness.discriminants(held_out)) for witness in found]
+    logits = [centred(member.discriminants(held_out)) for member in found]
 
-    def cost(logs: np.ndarray) -> float:  # of the three, the fourth being what stands beside them as it is
-        scores = np.tensordot(even * np.exp(logs), said, axes=1) + said[2]
+    def cost(logs: np.ndarray) -> float:  # of the three members; the fourth classifier has weight 1
+        scores = np.tensordot(even * np.exp(logs), logits, axes=1) + logits[2]
         return loss(scores, truth) + 0.1 * float(np.append(logs, 0.0).var())
 
     logs = np.log(factors / even)
@@ -76,18 +82,18 @@ def test_the_weights_are_those_of_the_smallest_loss_and_pull(seed: int) -> None:
         assert cost(logs) <= cost(logs + 0.05 * step) + 1e-6
 
 
-def test_who_is_right_is_heard_and_who_guesses_is_not() -> None:
+def test_a_member_that_guesses_gets_a_smaller_weight() -> None:
     every, truths, head = a_task()
     h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
     own, _, trunk = fit_ensemble(h, labels, 4, head)
     noise = np.random.default_rng(1).normal(size=(4, WIDTH))
-    witnesses = [own, Classifier(noise, np.zeros(4), 1.0), trunk]
-    even, factors = (np.array(fit_ensemble_weights(witnesses, held_out, known)) for known in (None, truth))
-    heard = factors / even
-    assert heard[1] < 0.8 * min(heard[0], heard[2])
+    ensemble = [own, Classifier(noise, np.zeros(4), 1.0), trunk]
+    even, factors = (np.array(fit_ensemble_weights(ensemble, held_out, known)) for known in (None, truth))
+    weights = factors / even
+    assert weights[1] < 0.8 * min(weights[0], weights[2])
 
 
-def test_a_task_of_one_class_hears_all_evenly() -> None:
+def test_the_members_of_a_task_of_one_class_have_equal_weights() -> None:
     h, _, head = a_task()
     found = fit_ensemble(h, np.zeros(len(h), np.int64), 1, Head(head.weight[:1], head.bias[:1]))
     np.testing.assert_array_equal(
@@ -95,29 +101,49 @@ def test_a_task_of_one_class_hears_all_evenly() -> None:
     )
 
 
-def test_a_trunk_without_a_part_in_the_embedding_is_not_heard() -> None:
+def test_an_embedding_without_a_trunk_part_has_two_members() -> None:
     h, labels, head = a_task()
     found = fit_ensemble(h[:, -ADAPTED:], labels, 4, head)
-    assert [witness.coef.shape for witness in found] == [(4, ADAPTED)] * 2
+    assert [member.coef.shape for member in found] == [(4, ADAPTED)] * 2
 
 
 def test_a_head_that_learned_nothing_changes_nothing() -> None:
     h, labels, head = a_task()
-    silent = Head(np.zeros_like(head.weight), np.zeros_like(head.bias))
-    found = fit_ensemble(h[:, -ADAPTED:], labels, 4, silent)
+    flat = Head(np.zeros_like(head.weight), np.zeros_like(head.bias))
+    found = fit_ensemble(h[:, -ADAPTED:], labels, 4, flat)
     for known in (None, labels):
         merged = fold_ensemble(found, fit_ensemble_weights(found, h[:, -ADAPTED:], known))
         np.testing.assert_allclose(merged.coef, found[0].coef, rtol=1e-6)
 
 
-def test_the_signature_hears_the_head_of_its_module(learned: Path, config: Config) -> None:
+def test_the_signature_uses_the_head_of_its_module(learned: Path, config: Config) -> None:
     before = read_classifier(learned / "models/signatures/middle")
     head = read_head(learned / "models/modules/middle")
     assert head.weight.shape[0] == len(before.coef)
     assert np.abs(head.weight).max() > 0
-    assert before.coef.shape[1] > head.weight.shape[1]  # the trunk's part of an embedding is heard too
+    assert before.coef.shape[1] > head.weight.shape[1]  # the trunk's part of an embedding counts too
     fit_signature(learned, config, "middle")
     np.testing.assert_array_equal(read_classifier(learned / "models/signatures/middle").coef, before.coef)
+
+
+def test_a_task_classifier_learns_the_validation_images_only_where_it_is_asked_to() -> None:
+    every, truths, head = a_task()
+    train, val = (LabelledEmbeddings(every[start::2], truths[start::2]) for start in (0, 1))
+    for learn_val, h, labels in ((False, train.h, train.labels), (True, every, truths)):
+        found = fit_task_classifier(train, val, head, 4, learn_val=learn_val)
+        weights = fit_ensemble_weights(fit_ensemble(train.h, train.labels, 4, head), val.h, val.labels)
+        expected = fold_ensemble(fit_ensemble(h, labels, 4, head), weights)
+        np.testing.assert_allclose(found.coef, expected.coef, atol=1e-3 * np.abs(expected.coef).max())
+        assert 0 < found.temperature != 1
+
+
+def test_a_task_without_validation_images_has_equal_weights_and_no_temperature() -> None:
+    h, labels, head = a_task()
+    train, none = LabelledEmbeddings(h, labels), LabelledEmbeddings(h[:0], labels[:0])
+    found, ensemble = fit_task_classifier(train, none, head, 4), fit_ensemble(h, labels, 4, head)
+    expected = fold_ensemble(ensemble, fit_ensemble_weights(ensemble, h, None)).rounded(h.mean(axis=0))
+    np.testing.assert_array_equal(found.coef, expected.coef)
+    assert found.temperature == 1
 
 
 def test_a_missing_or_damaged_head_is_refused(learned: Path, config: Config) -> None:

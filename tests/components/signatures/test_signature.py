@@ -1,4 +1,4 @@
-"""Signatures and retrieval: densities, pooled statistics, discriminants, against references computed another way."""
+"""Signatures: densities, statistics and discriminants, against references computed another way."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import multivariate_normal
 from sklearn.covariance import oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from components.config import Config
 from components.errors import IntaglioError
 from components.io import read_arrays, write_arrays
-from components.retrieval.pooled import LinearRetriever, PooledRetriever, choose_task, log_posterior
 from components.signatures.classifier import Classifier
 from components.signatures.fit import fit_signature
 from components.signatures.mixture import Mixture
@@ -45,7 +44,7 @@ def test_the_mixture_is_a_density_on_the_whole_space(config: Config) -> None:
     expected = np.zeros(len(h))
     for weight, mean, variance in zip(mixture.weights, mixture.centroids, mixture.variances, strict=True):
         covariance = mixture.axes.T @ np.diag(variance) @ mixture.axes + mixture.noise * outside
-        # Outside the axes the mixture knows no means of its own: it is centred there.
+        # Outside the axes every component has the mean of all embeddings.
         expected += weight * multivariate_normal(mean, covariance).pdf(h.astype(np.float64))
     np.testing.assert_allclose(mixture.log_density(h), np.log(expected), atol=1e-6)
 
@@ -115,43 +114,6 @@ def test_the_odds_of_the_target_are_a_multiple_of_scikit_learns(images: int, see
     )
 
 
-def test_scores_are_mahalanobis_distances_and_task_order_changes_nothing() -> None:
-    parts = [clusters(seed, 3, 20, 6) for seed in range(3)]
-    tasks = [Statistics.fit(h, labels, 3) for h, labels in parts]
-    h = np.concatenate([part[0] for part in parts])
-    retriever = PooledRetriever.fit(tasks)
-    degrees_of_freedom = 3 * (60 - 3)
-    inverse = np.linalg.inv(shrunk_covariance(sum(task.scatter for task in tasks), degrees_of_freedom))
-    means = np.concatenate([task.means for task in tasks])
-    delta = h[:, None, :].astype(np.float64) - means
-    np.testing.assert_allclose(
-        retriever.class_scores(h), -0.5 * np.einsum("ncd,de,nce->nc", delta, inverse, delta), atol=1e-6
-    )
-    order = [2, 0, 1]
-    other = PooledRetriever.fit([tasks[number] for number in order])
-    np.testing.assert_allclose(other.scores(h), retriever.scores(h)[:, order], atol=1e-9)
-    served = LinearRetriever.from_arrays(retriever.linear().to_arrays())
-    np.testing.assert_allclose(log_posterior(served.scores(h)), log_posterior(retriever.scores(h)), atol=1e-2)
-
-
-def test_two_classes_at_distance_delta_are_confused_as_the_theory_says() -> None:
-    rng, delta, count = np.random.default_rng(0), 2.0, 200_000
-    statistics = [
-        Statistics(np.array([1e9]), mean[None], np.eye(4) * 1e9) for mean in (np.zeros(4), np.eye(4)[0] * delta)
-    ]
-    x = rng.normal(size=(count, 4)).astype(np.float32)
-    confused = (PooledRetriever.fit(statistics).scores(x).argmax(axis=1) == 1).mean()
-    expected = norm.cdf(-delta / 2)
-    assert confused == pytest.approx(expected, abs=5 * np.sqrt(expected / count))
-
-
-def test_soft_choice_weighs_the_class_too() -> None:
-    scores = np.log(np.array([[0.55, 0.45]]))
-    assert choose_task(scores).tolist() == [0]
-    assert choose_task(scores, np.log(np.array([[0.4, 0.9]]))).tolist() == [1]
-    assert np.exp(log_posterior(scores)).sum() == pytest.approx(1)
-
-
 def test_the_classifier_is_linear_discriminant_analysis() -> None:
     h, labels = clusters(4, 4, 50, 8)
     statistics = Statistics.fit(h, labels, 4)
@@ -170,12 +132,12 @@ def test_a_classifier_reads_the_coordinates_that_it_was_fitted_on_the_last_ones(
     )
 
 
-def test_two_witnesses_are_heard_as_one_geometric_mean() -> None:
+def test_averaged_logits_are_a_geometric_mean_of_probabilities() -> None:
     h, labels = clusters(7, 3, 30, 8)
     classifier = Classifier.fit(h, labels, 3)
     frozen = np.random.default_rng(0).normal(size=(len(h), 3)) * 10
     expected = np.exp((classifier.discriminants(h) + frozen) / 2)
-    found = np.exp(classifier.log_probabilities(h, frozen + 7.0))  # a constant per image says nothing
+    found = np.exp(classifier.log_probabilities(h, frozen + 7.0))  # a constant per image changes no probability
     np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-12)
     same = classifier.log_probabilities(h, classifier.discriminants(h))
     np.testing.assert_allclose(same, classifier.log_probabilities(h), atol=1e-9)
@@ -232,7 +194,7 @@ def test_a_mixture_that_was_stored_with_half_precision_axes_is_still_read(learne
 @given(st.integers(0, 1000), st.floats(-25, 25))
 def test_rounded_coefficients_lose_little_and_only_once(seed: int, magnitude: float) -> None:
     random = np.random.default_rng(seed)
-    # As embeddings are: far from the origin, and near each other.
+    # Like embeddings: far from the origin, and near each other.
     h = (30 * random.normal(size=200) + random.normal(size=(50, 200))).astype(np.float32)
     coef = 2.0**magnitude * random.normal(size=(5, 200))
     exact = Classifier(coef, random.normal(size=5) * 2.0**magnitude, 1.0)
@@ -258,8 +220,8 @@ def test_a_classifier_is_stored_as_it_was_rounded_and_old_ones_are_read(learned:
     del arrays["coef_unit"]
     write_arrays(tmp_path / "classifier.safetensors", arrays | {"coef": found.coef.astype(np.float32)})
     np.testing.assert_allclose(read_classifier(tmp_path).coef, found.coef, rtol=1e-6)
-    silent = Classifier(np.zeros((2, 3)), np.zeros(2), 1.0)
-    assert silent.rounded(np.ones(3)).coef.tolist() == silent.coef.tolist()
+    flat = Classifier(np.zeros((2, 3)), np.zeros(2), 1.0)
+    assert flat.rounded(np.ones(3)).coef.tolist() == flat.coef.tolist()
 
 
 def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None:
@@ -280,7 +242,7 @@ def test_a_signature_comes_back_as_stored(learned: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(centroids["centroids"], signature.mixture.centroids.astype(np.float16))
 
 
-def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Path, config: Config) -> None:
+def test_fitting_a_signature_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Path, config: Config) -> None:
     folder = learned / "models/signatures/middle"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(learned / "images/low")
@@ -290,5 +252,5 @@ def test_signing_twice_gives_the_same_bytes_and_needs_no_other_task(learned: Pat
 
 
 def test_a_missing_signature_is_named(tmp_path: Path) -> None:
-    with pytest.raises(IntaglioError, match=r"nobody/signature.json: file not found"):
-        read_signature(tmp_path, "nobody")
+    with pytest.raises(IntaglioError, match=r"absent/signature.json: file not found"):
+        read_signature(tmp_path, "absent")

@@ -33,7 +33,7 @@ def test_kernels_that_overlap_are_counted_once() -> None:
 
 @pytest.fixture
 def on_gpu(stream: Path, config: Config) -> Callable[..., pd.DataFrame]:
-    """Learns a task of the small stream on the GPU, with other settings of training; returns its history."""
+    """Train a task of the small stream on the GPU, with other settings of training; return its history."""
 
     def learn(task: str = "low", **settings: object) -> pd.DataFrame:
         update = {"finetune": config.finetune.model_copy(update=settings), "device": "cuda"}
@@ -56,12 +56,12 @@ def test_a_recorded_step_learns_what_one_kernel_after_the_other_does(
     recorded = loop.record_step
     monkeypatch.setattr(loop, "record_step", spying)
     on_gpu()
-    replayed, component = on_gpu("middle"), read_component(stream / "models/modules/middle")  # with a past
+    as_graph, component = on_gpu("middle"), read_component(stream / "models/modules/middle")  # with a past
     assert len(made) == 2
     assert all(made)
     monkeypatch.setattr(loop, "record_step", lambda *_: None)
     plain = on_gpu("middle")
-    np.testing.assert_allclose(replayed["train_loss"], plain["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(as_graph["train_loss"], plain["train_loss"], rtol=1e-4)
     for layer, update in read_component(stream / "models/modules/middle").items():
         np.testing.assert_allclose(update.b @ update.a, component[layer].b @ component[layer].a, atol=1e-3)
 
@@ -70,15 +70,15 @@ def test_a_recorded_step_learns_what_one_kernel_after_the_other_does(
 def test_tokens_in_its_memory_change_nothing(
     on_gpu: Callable[..., pd.DataFrame], stream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved_to_gpu_if_it_fits = on_gpu()
+    in_gpu_memory = on_gpu()
     module = sha256_file(stream / "models/modules/low/module.json")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 0))  # too full for them, and for a recording
     read: list[int] = []
     get = Tokens.__getitem__
     monkeypatch.setattr(Tokens, "__getitem__", lambda self, rows: read.append(1) or get(self, rows))
-    far = on_gpu()
+    from_files = on_gpu()
     assert len(read) > 10
-    np.testing.assert_allclose(moved_to_gpu_if_it_fits["train_loss"], far["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(in_gpu_memory["train_loss"], from_files["train_loss"], rtol=1e-4)
     assert sha256_file(stream / "models/modules/low/module.json") == module
 
 
@@ -132,7 +132,7 @@ def test_a_loss_that_explodes_names_its_step(on_gpu: Callable[..., pd.DataFrame]
 
 
 @needs_gpu
-def test_the_benchmark_says_how_the_gpu_is_used(stream: Path) -> None:
+def test_the_benchmark_reports_how_the_gpu_is_used(stream: Path) -> None:
     params = stream / "params.yaml"
     params.write_text(params.read_text().replace("device: cpu", "device: cuda"))
     found = bench_train(stream, blocks=2, images=64, epochs=2, tasks=0, memory=False)

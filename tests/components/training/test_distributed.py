@@ -40,7 +40,7 @@ def test_two_processes_learn_what_one_does_and_so_they_do_after_kills(learned: P
     finish(start(learned))  # with as many threads as each of the two will have: sums in another order differ
     curve, component = losses(learned), read_component(learned / "models/modules/high")
     change(learned, processes=2)
-    assert finish(start(learned)).count("3/3") == 1  # one speaks for both
+    assert finish(start(learned)).count("3/3") == 1  # only the first one prints
     # Sums in another order; Adam, which divides by a gradient's size, makes most of it where gradients vanish.
     np.testing.assert_allclose(losses(learned), curve, rtol=1e-3)
     for layer, update in read_component(learned / "models/modules/high").items():
@@ -53,18 +53,18 @@ def test_two_processes_learn_what_one_does_and_so_they_do_after_kills(learned: P
 
 
 def kill_one_process(root: Path) -> None:
-    """The stage ends with one line that says so, and nothing goes on behind it."""
+    """The stage ends with one line that names it, and no process is left."""
     stage = start(root, checkpoint_seconds="0")
     until(lambda: checkpoints(root))
-    ours = workers(stage)
-    os.kill(ours[1], signal.SIGKILL)
+    pids = workers(stage)
+    os.kill(pids[1], signal.SIGKILL)
     _, error = stage.communicate(timeout=PATIENCE)
     assert stage.returncode == 1
     assert [line for line in error.splitlines() if line.startswith("error: ")] == [
-        f"error: training process 1 of 2 (pid {ours[1]}) was ended by SIGKILL, so the others were stopped; if the "
+        f"error: training process 1 of 2 (pid {pids[1]}) was ended by SIGKILL, so the others were stopped; if the "
         "machine ran out of memory, lower finetune.processes; started again, training goes on from its last checkpoint"
     ]
-    until(lambda: not any(map(lives, ours)))
+    until(lambda: not any(map(runs, pids)))
 
 
 def kill_the_launcher(root: Path) -> None:
@@ -72,14 +72,14 @@ def kill_the_launcher(root: Path) -> None:
     before = max(checkpoints(root))
     stage = start(root, checkpoint_seconds="0")
     until(lambda: max(checkpoints(root)) > before)
-    ours = workers(stage)
-    assert len(ours) == 2
+    pids = workers(stage)
+    assert len(pids) == 2
     stage.kill()
     stage.communicate(timeout=PATIENCE)
-    until(lambda: not any(map(lives, ours)))
+    until(lambda: not any(map(runs, pids)))
 
 
-def test_an_error_of_all_processes_is_said_once(learned: Path) -> None:
+def test_an_error_of_all_processes_is_printed_once(learned: Path) -> None:
     change(learned, processes=2, learning_rate=9.0, head_learning_rate=9.0, batch_size=2)
     stage = start(learned)
     _, error = stage.communicate(timeout=PATIENCE)
@@ -97,9 +97,9 @@ def start(root: Path, checkpoint_seconds: str = "10") -> subprocess.Popen[str]:
 
 def finish(stage: subprocess.Popen[str]) -> str:
     """What a stage printed to its end, which must be a success."""
-    said, error = stage.communicate(timeout=PATIENCE)
+    output, error = stage.communicate(timeout=PATIENCE)
     assert stage.returncode == 0, error
-    return said
+    return output
 
 
 def change(root: Path, **values: object) -> None:
@@ -140,7 +140,7 @@ def until(there: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def lives(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -19,7 +19,7 @@ from components.errors import IntaglioError
 from components.io import read_json, sha256_file
 from components.modules.low_rank import read_component
 from components.training.finetune import finetune
-from components.training.loop import kept_tokens, lr_factor
+from components.training.schedule import kept_tokens, lr_factor
 from components.vision.backbone import Vit
 
 
