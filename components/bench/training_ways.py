@@ -145,7 +145,8 @@ def way_of(way: str, setting: TrainingSetting, scratch: Path, seed: int = 0) -> 
         return _forward(setting)
     if way.startswith("peft"):
         blocks = setting.backbone.depth if way == "peft_all_blocks" else setting.backbone.adapted_blocks
-        return _peft(setting, blocks, setting.finetune.patch_dropout if way == "peft_patch_dropout" else 0.0, seed)
+        dropout = setting.finetune.patch_dropout if way == "peft_patch_dropout" else 0.0
+        return _PeftLoop(setting, blocks, dropout, seed).epoch
     return _ours(setting, scratch, way == "cached", seed)
 
 
@@ -192,66 +193,78 @@ def _ours(setting: TrainingSetting, scratch: Path, cached: bool, seed: int) -> E
     return epoch
 
 
-def _peft(setting: TrainingSetting, blocks: int, dropout: float = 0.0, seed: int = 0) -> Epoch:
-    """Train LoRA of PEFT on the last `blocks` blocks with the loop of its examples: the whole network in every step.
+class _PeftLoop:
+    """LoRA of PEFT on the last `blocks` blocks, and the loop of its examples: the whole network in every step.
 
     With `dropout`, a share of the patches is left out of the whole network, by timm's own layer.
     """
-    vit, settings, random = setting.vit(), setting.finetune, torch.Generator().manual_seed(seed)
-    numbers = "|".join(str(number) for number in range(setting.backbone.depth - blocks, setting.backbone.depth))
+
+    def __init__(self, setting: TrainingSetting, blocks: int, dropout: float, seed: int) -> None:
+        self.setting, self.vit, self.epochs = setting, setting.vit(), 0
+        self.random = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        prefix = self.vit.model.num_prefix_tokens
+        self.patch_drop: nn.Module = PatchDropout(dropout, prefix) if dropout else nn.Identity()
+        self.vit.model.set_submodule("patch_drop", self.patch_drop)
+        model = get_peft_model(self.vit.model, _lora(setting, blocks))
+        self.head = nn.Linear(2 * self.vit.width, setting.classes).to(self.vit.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.learned = [*factors, *self.head.parameters()]
+        self.optimizer, self.schedule = _optimizer(setting, factors, self.head)
+
+    def epoch(self) -> float:
+        """Train for one epoch, then validate where that is due."""
+        self.epochs += 1
+        self._train()
+        return self._validate() if validated_in(self.epochs, self.setting.finetune) else math.nan
+
+    def _train(self) -> None:
+        settings = self.setting.finetune
+        self.patch_drop.train()
+        for batch in torch.randperm(len(self.setting.train.labels), generator=self.random).split(settings.batch_size):
+            loss = self._loss(batch.numpy(), self.setting.train, settings.label_smoothing)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.learned, settings.gradient_clip)
+            self.optimizer.step()
+            self.schedule.step()
+        self.patch_drop.eval()
+
+    def _validate(self) -> float:
+        images, total = self.setting.val, 0.0
+        with torch.no_grad():
+            for batch in torch.arange(len(images.labels)).split(self.setting.finetune.batch_size):
+                total += self._loss(batch.numpy(), images, 0.0).item() * len(batch)
+        return total / len(images.labels)
+
+    def _loss(self, rows: NDArray[np.int64], images: BenchImages, smoothing: float) -> Tensor:
+        with autocast(self.vit):
+            logits = self.head(self.vit.tail(self.vit.trunk(images.pixels[rows])[0])).float()
+        return functional.cross_entropy(logits, images.labels[rows].to(self.vit.device), label_smoothing=smoothing)
+
+
+def _lora(setting: TrainingSetting, blocks: int) -> LoraConfig:
+    depth, rank = setting.backbone.depth, setting.finetune.rank
+    numbers = "|".join(str(number) for number in range(depth - blocks, depth))
     layers = "|".join(layer.replace(".", r"\.") for layer in LINEAR_LAYERS)
-    torch.manual_seed(seed)
-    patch_drop: nn.Module = PatchDropout(dropout, vit.model.num_prefix_tokens) if dropout else nn.Identity()
-    vit.model.set_submodule("patch_drop", patch_drop)
-    rank = settings.rank
-    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"blocks\.({numbers})\.({layers})")
-    model = get_peft_model(vit.model, lora)
-    head = nn.Linear(2 * vit.width, setting.classes).to(vit.device)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"blocks\.({numbers})\.({layers})")
+
+
+def _optimizer(
+    setting: TrainingSetting, factors: list[nn.Parameter], head: nn.Linear
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    settings = setting.finetune
     groups = [
-        {"params": learned, "lr": settings.learning_rate},
+        {"params": factors, "lr": settings.learning_rate},
         {"params": list(head.parameters()), "lr": settings.head_learning_rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    count = len(setting.train.labels)
-    steps = math.ceil(count / settings.batch_size) * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(
+    steps = math.ceil(len(setting.train.labels) / settings.batch_size) * settings.epochs
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, steps, settings.warmup_fraction)
     )
-    number = 0
-
-    def loss_of(rows: NDArray[np.int64], images: BenchImages, smoothing: float) -> Tensor:
-        with autocast(vit):
-            logits = head(vit.tail(vit.trunk(images.pixels[rows])[0])).float()
-        return functional.cross_entropy(logits, images.labels[rows].to(vit.device), label_smoothing=smoothing)
-
-    def train() -> None:
-        patch_drop.train()
-        for batch in torch.randperm(count, generator=random).split(settings.batch_size):
-            loss = loss_of(batch.numpy(), setting.train, settings.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([*learned, *head.parameters()], settings.gradient_clip)
-            optimizer.step()
-            schedule.step()
-        patch_drop.eval()
-
-    def validate() -> float:
-        total = 0.0
-        with torch.no_grad():
-            for batch in torch.arange(len(setting.val.labels)).split(settings.batch_size):
-                total += loss_of(batch.numpy(), setting.val, 0.0).item() * len(batch)
-        return total / len(setting.val.labels)
-
-    def epoch() -> float:
-        nonlocal number
-        number += 1
-        train()
-        return validate() if validated_in(number, settings) else math.nan
-
-    return epoch
 
 
 def _forward(setting: TrainingSetting) -> Epoch:

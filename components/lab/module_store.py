@@ -20,14 +20,15 @@ from components.fingerprint import code_fingerprint
 from components.io import read_json, sha256_bytes, sha256_file, write_json
 from components.lab.embedded_images import ImageRows, tail_of
 from components.lab.task_sequence import Labelled, TaskData
-from components.modules import adapted_linear, low_rank
+from components.modules import low_rank
 from components.modules.multi_module_vit import MultiModuleViT
 from components.signatures.classifier import Classifier
-from components.signatures.ensemble import fit_ensemble, fit_ensemble_weights, fold_ensemble
+from components.signatures.ensemble import LabelledEmbeddings, fit_task_classifier
 from components.signatures.scatter import CompactScatter, dense
 from components.signatures.statistics import Statistics
 from components.training import loop
 from components.training.checkpoint import Checkpoints
+from components.training.module import TaskSplits, train_module
 from components.vision.backbone import Vit, choose_device, load_vit
 
 _REMEMBERED = 128  # modules whose embeddings stay in memory
@@ -132,7 +133,7 @@ class ModuleStore:
         backbone = sha256_file(self.root / "models/backbone/backbone.safetensors")
         return json.dumps(
             [
-                code_fingerprint(loop.__name__),
+                code_fingerprint(train_module.__module__),
                 backbone,
                 self.config.backbone.model_dump(),
                 self.config.embedding.depths,
@@ -152,28 +153,22 @@ class ModuleStore:
         return cut
 
     def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
-        settings, vit = self.config.finetune, self.fresh_vit()
-        past = low_rank.read_past(self._modules, previous, settings.past_budget)
-        trained = adapted_linear.attach(vit, past, settings, seed)
-        checkpoints = Checkpoints.open(self.folder, name, {}, loop.__name__)
-        learned, held_out = split_of(task.train, settings.views), split_of(task.val)
-        job = loop.TrainingJob(name, vit, trained, learned, held_out, task.classes, settings, seed)
-        _, head = loop.train(job, checkpoints)
-        component, reuse = trained.component(), trained.reuse(settings.reuse_threshold)
-        every = settings.past_budget + settings.rank
-        low_rank.write_module(self._modules, name, previous, component, reuse, past, head, vit, every)
+        settings = self.config.finetune
+        splits = TaskSplits(split_of(task.train, settings.views), split_of(task.val), task.classes)
+        whole = settings.model_copy(update={"max_rank": settings.past_budget + settings.rank})  # cut when it is used
+        checkpoints = Checkpoints.open(self.folder, name, {}, train_module.__module__)
+        train_module(self._modules, name, previous, splits, self.fresh_vit(), whole, seed, checkpoints)
         checkpoints.clear()
 
     def _classify(self, name: str | None, task: TaskData, ensemble: bool) -> Classifier:
         images, labels = task.train.images, task.train.labels
         if name is None:
             return Classifier.fit(images.h0, labels, task.classes)
-        h = self.embed(name, images)
         if not ensemble:  # the trunk's part is the same in all tasks
-            return Classifier.fit(h[:, images.embedded.trunk_width :], labels, task.classes)
-        found = fit_ensemble(h, labels, task.classes, low_rank.read_head(self._modules / name))
-        factors = fit_ensemble_weights(found, self.embed(name, task.val.images), task.val.labels)
-        return fold_ensemble(found, factors).rounded(h.mean(axis=0))
+            return Classifier.fit(self.embed(name, images)[:, images.embedded.trunk_width :], labels, task.classes)
+        train, val = (LabelledEmbeddings(self.embed(name, part.images), part.labels) for part in (task.train, task.val))
+        head = low_rank.read_head(self._modules / name)
+        return fit_task_classifier(train, val, head, task.classes, learn_val=False)
 
     def _remember(self, name: str, images: int, width: int) -> _Memory:
         if name not in self._memory:
