@@ -39,7 +39,7 @@ def prediction_table(scores: TestScores, known: KnownTasks, config: Config) -> p
 
     Args:
         scores: of the test images.
-        known: what all tasks tell of them.
+        known: the images where all tasks are known (`with_known`).
         config: of the project.
 
     Returns:

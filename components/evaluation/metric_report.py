@@ -22,7 +22,7 @@ def metric_report(scores: TestScores, known: KnownTasks, config: Config) -> dict
 
     Args:
         scores: of the test images.
-        known: what all tasks tell of them.
+        known: the images where all tasks are known (`with_known`).
         config: of the project.
 
     Returns:
@@ -73,7 +73,7 @@ def serving_metrics(scores: TestScores, known: KnownTasks, config: Config, retri
 
     Args:
         scores: of the test images.
-        known: what all tasks tell of them.
+        known: the images where all tasks are known (`with_known`).
         config: of the project.
         retrieved: task of each image as it is served, (n,).
 

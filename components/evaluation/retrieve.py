@@ -17,7 +17,7 @@ def retrieve(scores: TestScores, known: KnownTasks, config: Config) -> tuple[Mat
 
     Args:
         scores: of the test images.
-        known: what the known tasks tell of them.
+        known: the images where only some tasks are known (`with_known`).
         config: its `retrieval` names the rule and the kind of prediction.
 
     Returns:
@@ -36,7 +36,7 @@ def retrieve_exactly(scores: TestScores, known: KnownTasks, config: Config, rule
 
     Args:
         scores: of the test images.
-        known: what all tasks tell of them.
+        known: the images where all tasks are known (`with_known`).
         config: its `retrieval.prediction` and `shortlist.temperature` count.
         rule: one of RULES.
 
