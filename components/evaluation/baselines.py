@@ -1,4 +1,4 @@
-"""What the frozen backbone alone reaches, on its part of h_0: the least that adaptation has to beat."""
+"""Baselines: what the frozen backbone reaches without any module, on its part of h_0."""
 
 from __future__ import annotations
 
@@ -13,45 +13,52 @@ from components.signatures.classifier import Classifier
 from components.signatures.statistics import pooled_covariance
 
 
-def result_row(scored: TestScores, retrieved: Indices, correct: Mask) -> dict[str, float]:
-    """accuracy_final and retrieval_accuracy of one way to predict: retrieved task (n,), whether all is right (n,)."""
+def result_row(scores: TestScores, retrieved: Indices, correct: Mask) -> dict[str, float]:
+    """Return accuracy_final and retrieval_accuracy of one way to predict.
+
+    Args:
+        scores: of the test images.
+        retrieved: task of each image, (n,) int64.
+        correct: whether task and class are right, (n,) bool.
+    """
     return {
-        "accuracy_final": float(np.mean(scored.per_task(correct))),
-        "retrieval_accuracy": float((retrieved == scored.task).mean()),
+        "accuracy_final": float(np.mean(scores.per_task(correct))),
+        "retrieval_accuracy": float((retrieved == scores.task).mean()),
     }
 
 
-def baselines(scored: TestScores) -> dict[str, dict[str, float]]:
-    """What the frozen backbone alone reaches over all classes at once, on its part of h_0.
+def baselines(scores: TestScores) -> dict[str, dict[str, float]]:
+    """Classify over all classes at once on the frozen part of h_0.
 
-    nearest_class_mean: cosine to the class means (SimpleCIL); frozen_lda: linear discriminant analysis with the
-    pooled covariance.
+    Returns:
+        nearest_class_mean: by the cosine to the class means (SimpleCIL, Zhou et al., 2023); frozen_lda: by linear
+        discriminant analysis with the pooled covariance. A row of results each.
     """
-    tasks = [signature.statistics.first(scored.frozen_width) for signature in scored.signatures]
+    tasks = [signature.statistics.first(scores.frozen_width) for signature in scores.signatures]
     retriever = PooledRetriever.fit(tasks)
     means = np.concatenate([statistics.means for statistics in tasks])
-    h0 = scored.h0[:, : scored.frozen_width]
+    h0 = scores.h0[:, : scores.frozen_width]
     h = h0.astype(np.float64)
     cosine = (h / np.linalg.norm(h, axis=1, keepdims=True)) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
     first = np.concatenate([[0], np.cumsum([len(statistics.means) for statistics in tasks])])[:-1]
-    truth = first[scored.task] + scored.label
+    truth = first[scores.task] + scores.label
     found: Mapping[str, Matrix] = {
         "nearest_class_mean": cosine,
         "frozen_lda": retriever.class_scores(h0),
     }
     return {
-        name: result_row(scored, retriever.task_of_class[scores.argmax(axis=1)], scores.argmax(axis=1) == truth)
-        for name, scores in found.items()
+        name: result_row(scores, retriever.task_of_class[logits.argmax(axis=1)], logits.argmax(axis=1) == truth)
+        for name, logits in found.items()
     }
 
 
-def frozen_task_aware(scored: TestScores) -> Mask:
-    """Whether LDA on the frozen h_0 is right when the task is given, (n,): what adaptation has to beat."""
-    correct = np.zeros(len(scored.task), dtype=bool)
-    for number, signature in enumerate(scored.signatures):
-        statistics = signature.statistics.first(scored.frozen_width)
+def frozen_task_aware(scores: TestScores) -> Mask:
+    """Return whether LDA on the frozen part of h_0 is right where the task is given, (n,)."""
+    correct = np.zeros(len(scores.task), dtype=bool)
+    for number, signature in enumerate(scores.signatures):
+        statistics = signature.statistics.first(scores.frozen_width)
         classifier = Classifier.from_covariance(statistics.means, pooled_covariance([statistics]))
-        own = scored.task == number
-        chosen = classifier.log_probabilities(scored.h0[own, : scored.frozen_width]).argmax(axis=1)
-        correct[own] = chosen == scored.label[own]
+        own = scores.task == number
+        chosen = classifier.log_probabilities(scores.h0[own, : scores.frozen_width]).argmax(axis=1)
+        correct[own] = chosen == scores.label[own]
     return correct

@@ -1,7 +1,8 @@
-"""How well the signatures tell tasks apart: what the model promises, beside what is measured (docs/method.md).
+"""How well the signatures tell tasks apart: a bound under the fitted model, and the measured confusion.
 
-In the whitened space of a PooledRetriever every class is a Gaussian with unit covariance, so a pair of classes at
-distance delta is confused with probability Phi(-delta/2) and has Bhattacharyya coefficient exp(-delta^2 / 8).
+In the whitened space of a PooledRetriever every class is a Gaussian with unit covariance. A pair of classes at
+distance delta is confused with probability Phi(-delta / 2) and has the Bhattacharyya coefficient exp(-delta^2 / 8)
+(docs/explanation/method.md, section 6).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from components.retrieval.pooled import PooledRetriever
 
 
 def distances(retriever: PooledRetriever) -> Matrix:
-    """Mahalanobis distance between all class means, (C, C)."""
+    """Return the Mahalanobis distances between all class means, (C, C)."""
     squared = (retriever.centers**2).sum(axis=1)
     return cast(
         Matrix, np.sqrt(np.maximum(squared[:, None] + squared - 2 * retriever.centers @ retriever.centers.T, 0))
@@ -23,17 +24,19 @@ def distances(retriever: PooledRetriever) -> Matrix:
 
 
 def separation(retriever: PooledRetriever) -> Matrix:
-    """The separation factor delta of every pair of tasks, (T, T): the distance of their closest classes."""
+    """Return the separation of every pair of tasks, (T, T): the Mahalanobis distance of their closest classes."""
     between, tasks = distances(retriever), int(retriever.task_of_class.max()) + 1
     own = [retriever.task_of_class == task for task in range(tasks)]
     return np.array([[between[np.ix_(own[j], own[k])].min() for k in range(tasks)] for j in range(tasks)])
 
 
 def confusion_bound(retriever: PooledRetriever) -> Matrix:
-    """Upper bound on the error of telling task j from task k under the fitted model, (T, T), at most 1/2.
+    """Return an upper bound on the error of telling task j from task k under the fitted model, (T, T), at most 1/2.
 
-    Both tasks equally likely, each the even mixture of its classes:
-    1/2 sum over classes a of j and b of k of sqrt(pi_a pi_b) exp(-delta_ab^2 / 8)  (Bhattacharyya, union over pairs).
+    1/2 sum over classes a of j and b of k of sqrt(pi_a pi_b) exp(-delta_ab^2 / 8)
+
+    The Bhattacharyya bound (Kailath, 1967) of two equally likely tasks, each the even mixture of its classes, by the
+    union over pairs of classes.
     """
     coefficients, tasks = np.exp(-(distances(retriever) ** 2) / 8), int(retriever.task_of_class.max()) + 1
     own = [np.flatnonzero(retriever.task_of_class == task) for task in range(tasks)]
@@ -47,8 +50,9 @@ def confusion_bound(retriever: PooledRetriever) -> Matrix:
 
 
 def measured_confusion(scores: Matrix, truth: Indices) -> Matrix:
-    """Error of telling task j from task k on images of both, (T, T): mean over the two of the share that prefers the
-    other, when only these two are in question.
+    """Return the error of telling task j from task k on their images, (T, T), where only these two are in question.
+
+    It is the mean over the two tasks of the share of images that the other task scores higher.
 
     Args:
         scores: task scores (n, T).

@@ -1,17 +1,29 @@
-"""The metrics of a stream, by their definitions (docs/reference/metrics.md)."""
+"""The metrics of a stream that its accuracy matrix determines (docs/reference/metrics.md).
+
+R[t][j] is the accuracy on task j's test images with tasks 0..t known, the task of an image unknown; T tasks in all:
+
+    accuracy_final        mean over j of R[T-1][j]
+    accuracy_incremental  mean over t of the mean over j <= t of R[t][j]
+    forgetting            mean over j < T-1 of (max over t of R[t][j]) - R[T-1][j]
+    backward_transfer     mean over j < T-1 of R[T-1][j] - R[j][j]     (Lopez-Paz and Ranzato, 2017)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 
 def stream_metrics(matrix: Sequence[Sequence[float]], sizes: Sequence[int]) -> dict[str, float | None]:
-    """The metrics of docs/method.md that R[t][j] (j <= t) and the tasks' test sizes determine.
+    """Compute the metrics of this file.
 
-    `forgetting` and `backward_transfer` are None for a single task: there is nothing to forget.
+    Args:
+        matrix: R[t][j], j <= t.
+        sizes: test images of each task, the weights of accuracy_final_weighted.
+
+    Returns:
+        Name -> value; None for forgetting and backward_transfer of a single task, which has nothing to forget.
     """
     last = len(matrix) - 1
     earlier = range(last)
@@ -24,6 +36,6 @@ def stream_metrics(matrix: Sequence[Sequence[float]], sizes: Sequence[int]) -> d
     }
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
     return float(np.mean(found)) if found else None

@@ -1,7 +1,13 @@
-"""Every test image under every module, once: what all metrics are computed from."""
+"""Every test image under every module, once: what all metrics are computed from.
+
+    test images --> trunk, once --> h_0 and h_1 .. h_T --> logits, densities and p-values in all T tasks
+
+A stream that ends after t tasks is evaluated from the first t columns of the same arrays (`with_known`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,25 +32,34 @@ from components.vision.trunk_cache import TrunkCache, trunk_outputs
 
 @dataclass(frozen=True)
 class KnownTasks:
-    """What n images look like with the first tasks known.
+    """The test images where only the first tasks of the stream are known.
 
-    found: what retrieval says before any module runs. best (n, known): the class that each task would choose;
-    confidence (n, known): log of that class's probability in the task.
+    Attributes:
+        retrieval: what is known of the n images before any module runs.
+        best_class: the class that each known task would choose, (n, known) int64.
+        class_log_probability: of that class in its task, log p(c | x, k), (n, known) float64.
     """
 
-    found: RetrievalResult
-    best: Indices
-    confidence: Matrix
+    retrieval: RetrievalResult
+    best_class: Indices
+    class_log_probability: Matrix
 
 
 @dataclass(frozen=True)
 class TestScores:
-    """Every test image (n of them, ordered by task) under every module: what all metrics are computed from.
+    """All n test images, in order of their tasks, under the modules of all T tasks.
 
-    task (n,), label (n,): the truth, label an index into its task's classes. h0 (n, d), of which the first
-    `frozen_width` coordinates are the frozen backbone's alone. density (n, T): log p_k(h_k).
-    adapted, T of (n, C_k): the discriminants of task k's classifier. p_values, typicality (n, T): conformal p-value of
-    the image in task k, and the continuous score behind it.
+    Attributes:
+        signatures: of the tasks, in order.
+        task: number of each image's true task, (n,) int64.
+        label: true class, an index into its task's classes, (n,) int64.
+        paths: of the images, relative to their task's folder.
+        h0: (n, d) float32.
+        frozen_width: how many of its first coordinates are the frozen backbone's alone.
+        log_density: log p_k(h_k), (n, T) float64.
+        class_logits: discriminants of each task's classifier on h_k, T times (n, C_k) float64.
+        p_values: conformal p-value in each task, by all of h_0, (n, T) float64.
+        typicality: the continuous score behind the p-value, (n, T) float64.
     """
 
     signatures: tuple[Signature, ...]
@@ -53,72 +68,91 @@ class TestScores:
     paths: tuple[str, ...]
     h0: Embeddings
     frozen_width: int
-    density: Matrix
-    adapted: tuple[Matrix, ...]
+    log_density: Matrix
+    class_logits: tuple[Matrix, ...]
     p_values: Matrix
     typicality: Matrix
 
-    def scores(self, rule: str, known: int) -> Matrix:
-        """Task scores (n, known) with only the first `known` tasks known."""
+    @property
+    def names(self) -> list[str]:
+        """Names of the tasks, in order."""
+        return [signature.task for signature in self.signatures]
+
+    def task_scores(self, rule: str, known: int) -> Matrix:
+        """Return the task scores (n, known) of a rule where only the first `known` tasks are known."""
         if rule == "dpgmm":
-            return self.density[:, :known]
+            return self.log_density[:, :known]
         retriever = PooledRetriever.fit([signature.statistics for signature in self.signatures[:known]])
         return retriever.scores(self.h0)
 
-    def view(self, settings: Shortlist, known: int) -> KnownTasks:
-        """As it is served, with only the first `known` tasks known."""
+    def with_known(self, settings: Shortlist, known: int) -> KnownTasks:
+        """Retrieve and classify as it is served where only the first `known` tasks are known."""
         task_retriever = TaskRetriever.fit(self.signatures[:known], settings)
         width = task_retriever.trunk_width
         found = task_retriever.find(self.h0[:, :width], lambda rows: self.h0[rows, width:])
-        answers = [
+        log_probabilities = [
             signature.classifier.log_probabilities_from(
-                self.adapted[k], found.frozen[:, task_retriever.task_of_class == k]
+                self.class_logits[k], found.frozen[:, task_retriever.task_of_class == k]
             )
             for k, signature in enumerate(self.signatures[:known])
         ]
-        best = np.stack([log_probability.argmax(axis=1) for log_probability in answers], axis=1)
-        return KnownTasks(found, best, np.stack([log_probability.max(axis=1) for log_probability in answers], axis=1))
+        best_class = np.stack([log_p.argmax(axis=1) for log_p in log_probabilities], axis=1)
+        return KnownTasks(found, best_class, np.stack([log_p.max(axis=1) for log_p in log_probabilities], axis=1))
 
-    def correct(self, retrieved: Indices, view: KnownTasks) -> Mask:
-        """Whether task and class are right, (n,)."""
+    def correct(self, retrieved: Indices, known: KnownTasks) -> Mask:
+        """Return whether task and class of each image are right, given its retrieved task (n,)."""
         rows = np.arange(len(self.task))
-        return cast(Mask, (retrieved == self.task) & (view.best[rows, retrieved] == self.label))
+        return cast(Mask, (retrieved == self.task) & (known.best_class[rows, retrieved] == self.label))
 
     def per_task(self, values: NDArray[Any]) -> list[float]:
-        """Mean of `values` (n,) over the test images of each task."""
+        """Return the mean of `values` (n,) over the test images of each task."""
         return [float(values[self.task == task].mean()) for task in range(len(self.signatures))]
 
 
 def score_test_images(root: Path, config: Config) -> TestScores:
-    """Run every test image through the trunk once and through every module."""
+    """Run every test image through the trunk once and through every module.
+
+    Raises:
+        IntaglioError: there is no test image, or an artefact is missing or damaged.
+    """
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
     engine = MultiModuleViT.load(vit, root / "models/modules", config.tasks, shared=config.embedding.shared)
     signatures = tuple(read_signature(root / "models/signatures", task) for task in config.tasks)
     data = [TaskData.read(root, config, task, "test") for task in config.tasks]
-    paths, digests = [path for images in data for path in images.paths], [d for images in data for d in images.digests]
-    count = len(paths)
-    if count == 0:
+    count = sum(map(len, data))
+    if not count:
         raise IntaglioError("no task has a readable test image; add some and run the stages 'ingest' again")
-    cache = TrunkCache.of(root, config.cache)
-    tokens, trunk = trunk_outputs(vit, paths, digests, Limits.of(config.data), cache, "evaluate: test images")
-    h0 = np.empty((count, engine.width(None)), dtype=np.float32)
-    density, adapted = np.empty((count, len(signatures))), tuple(np.empty((count, len(s.classes))) for s in signatures)
-    p_values, typicality = np.empty_like(density), np.empty_like(density)
-    progress = ProgressLine("evaluate: test images", count)
+    cache, limits, what = TrunkCache.of(root, config.cache), Limits.of(config.data), "evaluate: test images"
+    files, digests = [path for images in data for path in images.paths], [d for images in data for d in images.digests]
+    tokens, trunk = trunk_outputs(vit, files, digests, limits, cache, what)
+    shape = count, len(signatures)
+    scores = TestScores(
+        signatures,
+        task=np.repeat(np.arange(len(data)), [len(images) for images in data]),
+        label=np.concatenate([images.labels for images in data]),
+        paths=tuple(name for images in data for name in images.names),
+        h0=np.empty((count, engine.width(None)), dtype=np.float32),
+        frozen_width=vit.embedding_width,
+        log_density=np.empty(shape),
+        class_logits=tuple(np.empty((count, len(signature.classes))) for signature in signatures),
+        p_values=np.empty(shape),
+        typicality=np.empty(shape),
+    )
+    progress = ProgressLine(what, count)
     for start in range(0, count, BATCH):
         rows = slice(start, min(start + BATCH, count))
-        embedded = embed_tokens(engine, tokens[rows], trunk[rows], (None, *config.tasks))
-        h0[rows] = embedded[None]
-        for column, signature in enumerate(signatures):
-            h = embedded[signature.task]
-            adapted[column][rows] = signature.classifier.discriminants(h)
-            support = signature.support
-            lies = support.mixture.log_density(h0[rows])
-            p_values[rows, column] = support.calibration.p_values(lies)
-            typicality[rows, column] = support.calibration.typicality(lies)
-            density[rows, column] = signature.mixture.log_density(h)
+        _fill(scores, rows, embed_tokens(engine, tokens[rows], trunk[rows], (None, *config.tasks)))
         progress.at(rows.stop)
-    task = np.repeat(np.arange(len(signatures)), [len(images) for images in data])
-    label = np.concatenate([images.labels for images in data])
-    names = tuple(name for images in data for name in images.names)
-    return TestScores(signatures, task, label, names, h0, vit.embedding_width, density, adapted, p_values, typicality)
+    return scores
+
+
+def _fill(scores: TestScores, rows: slice, embedded: Mapping[str | None, Embeddings]) -> None:
+    """Compute the scores of some rows from their embeddings under every module (None: h_0)."""
+    scores.h0[rows] = embedded[None]
+    for k, signature in enumerate(scores.signatures):
+        h, calibration = embedded[signature.task], signature.support.calibration
+        support_density = signature.support.mixture.log_density(scores.h0[rows])
+        scores.class_logits[k][rows] = signature.classifier.discriminants(h)
+        scores.log_density[rows, k] = signature.mixture.log_density(h)
+        scores.p_values[rows, k] = calibration.p_values(support_density)
+        scores.typicality[rows, k] = calibration.typicality(support_density)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from components.config import Config
 from components.data.images import Limits, open_image
 from components.errors import IntaglioError
-from components.evaluation.evaluate import RULES, accuracy_matrix, evaluate
+from components.evaluation.evaluate import evaluate
 from components.evaluation.metrics import stream_metrics
+from components.evaluation.retrieve import RULES, accuracy_matrix
 from components.evaluation.test_scores import score_test_images
 from components.inference.bundle import verify_bundle, write_bundle
 from components.inference.predictor import Prediction, Predictor

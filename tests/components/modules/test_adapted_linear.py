@@ -30,7 +30,7 @@ def past_of(vit: Vit, rank: int) -> Module:
 
 
 def plain(layer: AdaptedLinear, x: Tensor) -> Tensor:
-    """The formula of docs/method.md, with the whole update as a matrix."""
+    """The formula of docs/explanation/method.md, with the whole update as a matrix."""
     b, a = outside(layer.b, layer.basis_b).T, outside(layer.a, layer.basis_a)
     update = b @ a + layer.old_b.T @ torch.diag(layer.s) @ layer.old_a
     return x @ (layer.weight + update).T + (0 if layer.bias is None else layer.bias)
