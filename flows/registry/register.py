@@ -7,6 +7,7 @@ import io
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -108,10 +109,10 @@ def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]
     return location, model_id
 
 
-def pinned_requirements() -> list[str]:
+def pinned_requirements(packages: Sequence[str] = SERVING_PACKAGES) -> list[str]:
     """`name==version` of every package that serving needs, as installed here, without a local label such as +cpu."""
     found = []
-    for package in SERVING_PACKAGES:
+    for package in packages:
         try:
             found.append(f"{package}=={version(package).partition('+')[0]}")
         except PackageNotFoundError:  # a lean installation that serves with less
