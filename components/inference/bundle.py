@@ -1,4 +1,4 @@
-"""What is served: one folder with everything prediction needs, and the sha256 of every file in it."""
+"""The bundle: one folder with everything that prediction needs, and the sha256 of every file in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SERVED = {
 
 
 def write_bundle(root: Path, config: Config) -> None:
-    """The `bundle` stage: models/bundle from the backbone, the modules and the signatures."""
+    """Write models/bundle from the backbone, the modules and the signatures: the stage `bundle`."""
     signatures = [read_signature(root / "models/signatures", task) for task in config.tasks]
     with atomic_folder(root / "models/bundle") as folder:
         shutil.copytree(root / "models/backbone", folder / "backbone")
@@ -54,14 +54,12 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells a bundle from every other one: the sha256 of its index, which holds that of every file.
+    """Return what tells a bundle from every other: the sha256 of its index, which holds that of every file.
 
     Raises:
         IntaglioError: it is no bundle.
     """
-    if not (folder / INDEX).is_file():
-        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
-    return sha256_file(folder / INDEX)
+    return sha256_file(_index(folder))
 
 
 def verify_bundle(folder: Path, sha256_of: Callable[[Path], str] = sha256_file) -> None:
@@ -74,12 +72,16 @@ def verify_bundle(folder: Path, sha256_of: Callable[[Path], str] = sha256_file) 
     Raises:
         IntaglioError: it is no bundle, or a listed file is missing or damaged.
     """
-    if not (folder / INDEX).is_file():
-        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
-    listed = read_json(folder / INDEX)["files"]
-    for name, digest in listed.items():
+    for name, digest in read_json(_index(folder))["files"].items():
         path = folder / name
         if not path.is_file():
             raise IntaglioError(f"{path}: missing from the bundle; run the stage 'bundle' again")
         if sha256_of(path) != digest:
             raise IntaglioError(f"{path}: damaged (its sha256 is not the one in {INDEX}); run the stage 'bundle' again")
+
+
+def _index(folder: Path) -> Path:
+    index = folder / INDEX
+    if not index.is_file():
+        raise IntaglioError(f"{folder}: not a bundle ({INDEX} is missing); run the stage 'bundle'")
+    return index

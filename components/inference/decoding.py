@@ -1,7 +1,7 @@
 """Image files to batches of pixels in a few processes of their own: ahead of the device, and in bounded memory.
 
-Processes, since a decoder that crashes on a hostile file then takes down one of them and not the run: the file gets an
-error, the rest is decoded by a new process.
+Processes, since a decoder that crashes on a hostile file ends only its own process: the file gets an error, and a new
+process decodes the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ _AHEAD = 2  # batches that are decoded while one is used
 
 @dataclass(frozen=True)
 class Decoded:
-    """One batch of files, in order. pixels (m, size, size, 3): of those without an error; errors: one a path, or ""."""
+    """One batch of files, in order.
+
+    Attributes:
+        paths: Of all n files.
+        pixels: (m, size, size, 3), uint8, RGB, of the m files without an error.
+        errors: One for each path; "" where there is none.
+    """
 
     paths: tuple[str, ...]
     pixels: Pixels
@@ -41,7 +47,13 @@ class Decoded:
 
 
 def decode(paths: Sequence[str], size: int, limits: Limits) -> Decoded:
-    """Read files here and now; one that cannot be used has an error and stops nothing."""
+    """Read files in this process; one that cannot be used has an error and stops nothing.
+
+    Args:
+        paths: of the images.
+        size: side of the square that each becomes, in pixels.
+        limits: what an image may cost.
+    """
     return _batch(paths, [_read(path, size, limits) for path in paths], size)
 
 
@@ -52,16 +64,23 @@ class Decoders:
     """
 
     def __init__(self, size: int, limits: Limits, processes: int | None = None) -> None:
+        """Prepare the pool.
+
+        Args:
+            size: side of the square that each image becomes, in pixels.
+            limits: what an image may cost.
+            processes: how many; None: one a core, at most eight.
+        """
         self.size, self.limits = size, limits
         self.processes = processes or min(8, os.cpu_count() or 1)
         self._pool: ProcessPoolExecutor | None = None
 
     def close(self) -> None:
-        """End the processes; what they are at is not waited for."""
+        """End the processes without waiting for their work."""
         self._drop(self._pool)
 
     def batches(self, paths: Iterator[str]) -> Iterator[Decoded]:
-        """Decoded batches of BATCH files, in the order of `paths`, which is read no further than is needed."""
+        """Yield decoded batches of BATCH files, in the order of `paths`, which is read no further than is needed."""
         first = list(islice(paths, BATCH))
         if len(first) < BATCH:
             if first:
@@ -80,7 +99,7 @@ class Decoders:
         pool = self._running()
         try:
             return _Job(paths, pool, pool.submit(_read_all, paths, self.size, self.limits))
-        except BrokenProcessPool:  # a crash that no result has told of yet
+        except BrokenProcessPool:  # a crash that no result has shown yet
             self._drop(pool)
             return self._submit(paths)
 
@@ -106,7 +125,7 @@ class Decoders:
             return job.future.result()
         except BrokenProcessPool:
             self._drop(job.pool)
-        # Somebody's file crashed its decoder, and the pool's other jobs fell with it: one by one, we see whose.
+        # One file crashed its decoder, and the pool's other jobs ended with it: one by one shows which.
         return [self._alone(path) for path in job.paths]
 
     def _alone(self, path: str) -> Pixels | str:
@@ -136,7 +155,7 @@ class _Job:
 
 
 def _begin() -> None:
-    """In a decoding process: Ctrl-C is the owner's business, and when he dies, however he dies, so does this."""
+    """Prepare a decoding process: the owner handles Ctrl-C, and this process ends with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_owner, daemon=True).start()
 

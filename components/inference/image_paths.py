@@ -1,4 +1,4 @@
-"""The images that a person names, as a stream of paths: files, folders, patterns, lists and standard input."""
+"""The images that a command names, as a stream of paths: files, folders, patterns, lists and standard input."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _ROWS = 4096  # of a table in memory at a time
 class Inputs:
     """Where the images are. Paths that a list names are relative to the current folder, as those on a command line.
 
-    named: files, folders (all images below) and patterns. listed: a file of paths, one a line, or a table (.csv,
-    .parquet, .jsonl) with a column of them. STDIN stands for standard input in either. column: the table's, where it
-    is none of PATH_COLUMNS.
+    Attributes:
+        named: Files, folders (all images below) and patterns; or STDIN, for paths on standard input.
+        listed: A file of paths, one a line, or a table (.csv, .parquet, .jsonl) with a column of them; or STDIN.
+        column: The table's column of paths, where it is none of PATH_COLUMNS.
     """
 
     named: tuple[str, ...] = ()
@@ -36,7 +37,7 @@ class Inputs:
     column: str | None = None
 
     def check(self) -> None:
-        """Find out what can be known to be wrong before anything is read.
+        """Check what can be checked before anything is read.
 
         Raises:
             IntaglioError: the list is missing or has no such column, or standard input is asked for twice.
@@ -62,14 +63,18 @@ class Inputs:
             yield from listed_paths(Path(self.listed), self.column)
 
     def count(self) -> int | None:
-        """How many paths there are; None where finding out would consume them."""
+        """Count the paths; None where counting would consume them."""
         if STDIN in (*self.named, self.listed) or (self.listed is not None and not Path(self.listed).is_file()):
             return None
         return sum(1 for _ in self)
 
 
 def listed_paths(file: Path, column: str | None = None) -> Iterator[str]:
-    """The paths in a list; blank lines and empty cells name nothing.
+    """Yield the paths in a list; blank lines and empty cells name nothing.
+
+    Args:
+        file: one path a line, or a table (.csv, .parquet, .jsonl).
+        column: the table's column of paths; None: the first of PATH_COLUMNS that it has.
 
     Raises:
         IntaglioError: the file is damaged or has no column of paths.
@@ -85,12 +90,12 @@ def listed_paths(file: Path, column: str | None = None) -> Iterator[str]:
 
 
 def as_text(path: str) -> str:
-    """A path as Unicode: the bytes of a name that is not UTF-8 are shown as escapes."""
+    """Return a path as Unicode, in which the bytes of a name that is not UTF-8 are escapes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def why_unusable(path: Path, error: Exception) -> str:
-    """One line for the person who named `path`."""
+    """Explain in one line why the image that a user named as `path` cannot be read."""
     if not path.exists():
         return "no such file, and no file matches" if _is_pattern(path) else "no such file"
     if path.is_dir():
@@ -133,7 +138,7 @@ def _from_text(file: Path) -> Iterator[str]:
 
 
 def _lines(lines: IO[bytes]) -> Iterator[str]:
-    """Bytes, since a file's name need not be UTF-8."""
+    """Yield a path for each line; lines are bytes, since a file's name need not be UTF-8."""
     for number, line in enumerate(lines):
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         if name := os.fsdecode(content.rstrip(b"\r\n")):

@@ -1,4 +1,4 @@
-"""An image as it stands in a cell of a table or of a request: a path, base64 text, bytes, or an array of pixels."""
+"""An image as a value in a table or in a request: a path, base64 text, bytes, or an array of pixels."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from components.data.images import ImageError, Limits, open_image
 _LONGEST_PATH = 4096
 
 
-def open_cell(cell: object, limits: Limits, files: bool) -> Image.Image:
-    """Decode a cell to upright RGB, as `open_image` does.
+def open_value(value: object, limits: Limits, files: bool) -> Image.Image:
+    """Decode a value to an upright RGB image, as `open_image` does.
 
     Args:
-        cell: base64 text (a data: URL too), bytes, an H x W x 3 array or nested list of 0..255, or a path.
+        value: base64 text (a data: URL too), bytes, an H x W x 3 array or nested list of 0..255, or a path.
         limits: what the image may cost.
-        files: whether text may name a file. Whoever sends a request must not read files of the machine that serves.
+        files: whether text may name a file. A request must not read files of the machine that serves.
 
     Raises:
         ImageError: it is none of these, or no image; the message is one line.
     """
     try:
-        return open_image(source_of(cell, files), limits)
+        return open_image(source_of(value, files), limits)
     except (ImageError, ValueError) as error:
         raise ImageError(" ".join(str(error).split())) from None
 
 
-def source_of(cell: object, files: bool) -> Path | bytes:
-    """A cell as something that `open_image` reads.
+def source_of(value: object, files: bool) -> Path | bytes:
+    """Return a value as something that `open_image` reads.
 
     Raises:
         ValueError: it is none of the four kinds.
     """
-    if isinstance(cell, bytes | bytearray | memoryview):
-        return bytes(cell)
-    if isinstance(cell, Path) and files:
-        return cell
-    if isinstance(cell, str):
-        return _from_text(cell, files)
-    if isinstance(cell, np.ndarray | list | tuple):
-        return _from_array(cell)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, Path) and files:
+        return value
+    if isinstance(value, str):
+        return _from_text(value, files)
+    if isinstance(value, np.ndarray | list | tuple):
+        return _from_array(value)
     kinds = "a path, base64 text, bytes" if files else "base64 text"
-    raise ValueError(f"expected {kinds} or an H x W x 3 array, got {type(cell).__name__}")
+    raise ValueError(f"expected {kinds} or an H x W x 3 array, got {type(value).__name__}")
 
 
 def _from_text(text: str, files: bool) -> Path | bytes:
@@ -81,7 +81,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _from_array(values: object) -> bytes:
-    """An array as the bytes of a PNG, so that every kind of input passes the same checks."""
+    """Encode an array as a PNG, so that every kind of input passes the same checks."""
     try:
         array = np.asarray(values)
     except ValueError:

@@ -32,14 +32,14 @@ COLUMNS = {field.name: _arrow_type(field) for field in FILE}
 
 @dataclass(frozen=True)
 class Format:
-    """How rows are written to one file, and how such files become one; both take the columns."""
+    """How rows are written to one file, and how such files are joined to one; both take the columns."""
 
     write: Callable[[Path, Sequence[Row], Sequence[str]], None]
     join: Callable[[Path, Sequence[Path], Sequence[str]], None]
 
 
 def format_of(file: Path) -> Format:
-    """The format that a file's suffix names.
+    """Return the format that a file's suffix names.
 
     Raises:
         IntaglioError: it names none of FORMATS.

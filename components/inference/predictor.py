@@ -35,12 +35,16 @@ _LIKELY = 5  # tasks whose p-values a prediction names
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image shows.
+    """What one image shows. How every output shows these fields: prediction_schema.py.
 
-    task: the retrieved one, `UNKNOWN` where no task knows the image. label, task_probability p(k|x), probability
-    p(k|x) p(c|x,k): None where unknown. p_value: conformal, of the task that knows the image best. p_values: of the few
-    tasks that the image is most typical of, best first. top: the best few guesses (task, label, probability), also
-    where unknown.
+    Attributes:
+        task: The retrieved task; `UNKNOWN` where no task knows the image.
+        label: The class within the task; None where the task is unknown.
+        task_probability: p(k|x) of the task; None where it is unknown.
+        probability: p(k|x) p(c|x,k) of the task and the class; None where the task is unknown.
+        p_value: Conformal p-value in the task that knows the image best.
+        p_values: (task, p-value) of the few tasks that the image is most typical of, best first.
+        top: (task, label, probability) of the best few guesses, best first, also where the task is unknown.
     """
 
     task: str
@@ -54,7 +58,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded bundle. Predictions do not depend on the other images of a call. One thread at a time."""
+    """A loaded bundle. Predictions do not depend on the other images of a call. One thread at a time.
+
+    Attributes:
+        engine: The backbone with the modules of all T tasks.
+        tasks: The classes of each task, in the order of arrival.
+        classifiers: One for each task, on its own embeddings h_k.
+        mixtures: One for each task where the rule is dpgmm; else none.
+        task_retriever: Which tasks an image could belong to.
+        retrieval: The settings of the decision.
+        limits: What an image may cost.
+    """
 
     engine: MultiModuleViT
     tasks: Mapping[str, tuple[str, ...]]
@@ -112,7 +126,13 @@ class Predictor:
         return self.engine.vit.image_size
 
     def predict(self, images: Sequence[Image.Image], top: int = 1, force: bool = False) -> list[Prediction]:
-        """Predict RGB images, as `open_image` returns them; with `force` an unknown image gets the best guess."""
+        """Predict any number of images.
+
+        Args:
+            images: RGB, as `open_image` returns them.
+            top: guesses for each image.
+            force: whether an image that no task knows gets the best guess.
+        """
         found: list[Prediction] = []
         for start in range(0, len(images), BATCH):
             pixels = np.stack([to_square(image, self.image_size) for image in images[start : start + BATCH]])
@@ -120,17 +140,23 @@ class Predictor:
         return found
 
     def predict_pixels(self, pixels: Pixels, top: int = 1, force: bool = False) -> list[Prediction]:
-        """As `predict`, of one batch of pixels (n, image_size, image_size, 3)."""
+        """Predict one batch.
+
+        Args:
+            pixels: (n, image_size, image_size, 3), uint8, RGB.
+            top: guesses for each image.
+            force: whether an image that no task knows gets the best guess.
+        """
         # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's.
         with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), autocast(self.engine.vit):
             tokens, trunk = self.engine.vit.trunk(pixels)
             found = self.task_retriever.find(_array(trunk), lambda rows: _array(self.engine.tail(tokens[rows])))
-            asked = self._asked(found)
-            rows, tasks = np.nonzero(asked)
+            running = self._modules_to_run(found)
+            rows, tasks = np.nonzero(running)
             h = _array(self.engine.embed_each(tasks, tokens[rows], trunk[rows]))
         log_task = found.log_posterior
         if self.retrieval.rule == "dpgmm":
-            log_task = self._log_posterior_of_densities(asked, tasks, h)
+            log_task = self._log_posterior_of_densities(running, tasks, h)
         candidates: list[list[_Candidate]] = [[] for _ in pixels]
         for task in np.unique(tasks):
             pairs = np.flatnonzero(tasks == task)
@@ -140,18 +166,17 @@ class Predictor:
                 candidates[row].append(_Candidate(int(task), float(log_task[row, task]), log_class))
         return [self._prediction(found, row, candidates[row], top, force) for row in range(len(pixels))]
 
-    def _asked(self, found: RetrievalResult) -> Mask:
-        """Whose module runs, (n, T): the retrieved task's alone where no other could change the answer."""
+    def _modules_to_run(self, found: RetrievalResult) -> Mask:
+        """Mark the modules that run, (n, T): the retrieved task's alone where no other could change the result."""
         if self.retrieval.rule == "pooled" and self.retrieval.prediction == "hard":
             return np.equal(found.task[:, None], np.arange(len(self.tasks)))
         return found.shortlist
 
-    def _log_posterior_of_densities(self, asked: Mask, tasks: Indices, h: Embeddings) -> Matrix:
-        """log p(k|x) by the mixtures on h_k, (n, T), of the tasks asked alone; -inf elsewhere."""
-        density = np.full(asked.shape, -np.inf)
-        columns = [np.flatnonzero(asked[:, task]) for task in range(len(self.tasks))]
+    def _log_posterior_of_densities(self, running: Mask, tasks: Indices, h: Embeddings) -> Matrix:
+        """Return log p(k|x) by the mixtures on h_k, (n, T), of the tasks whose module runs; -inf elsewhere."""
+        density = np.full(running.shape, -np.inf)
         for task in np.unique(tasks):
-            density[columns[task], task] = self.mixtures[task].log_density(h[tasks == task])
+            density[running[:, task], task] = self.mixtures[task].log_density(h[tasks == task])
         return log_posterior(density)
 
     def _prediction(
@@ -167,16 +192,24 @@ class Predictor:
         ]
         guesses.sort(key=lambda guess: -(guess[2].log_task + guess[3]))
         likely = [int(k) for k in np.argsort(-p_values)[:_LIKELY] if not np.isnan(p_values[k])]
-        known = force or not found.unknown[row]
-        task, label, best, log_class = guesses[0]
-        return Prediction(
-            task=task if known else UNKNOWN,
-            label=label if known else None,
-            task_probability=float(np.exp(best.log_task)) if known else None,
-            probability=float(np.exp(best.log_task + log_class)) if known else None,
+        prediction = Prediction(
+            task=UNKNOWN,
+            label=None,
+            task_probability=None,
+            probability=None,
             p_value=float(found.p_value[row]),
             p_values=tuple((names[k], float(p_values[k])) for k in likely),
             top=tuple((task, label, float(np.exp(c.log_task + log))) for task, label, c, log in guesses[:top]),
+        )
+        if found.unknown[row] and not force:
+            return prediction
+        task, label, best, log_class = guesses[0]
+        return replace(
+            prediction,
+            task=task,
+            label=label,
+            task_probability=float(np.exp(best.log_task)),
+            probability=float(np.exp(best.log_task + log_class)),
         )
 
 

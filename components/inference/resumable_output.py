@@ -1,7 +1,7 @@
-"""Rows on their way into one file, such that a kill at any time loses seconds of work and no row comes twice.
+"""One output file, written so that a kill at any time loses seconds of work and no row comes twice.
 
-While the work goes on, rows lie in FILE.parts/ in parts that are whole or absent; at its end the parts are joined and
-FILE appears at once. A later process finds in the parts what is done.
+During the run, rows lie in FILE.parts/ in parts that are whole or absent. At its end the parts are joined, and FILE
+appears at once. A later process reads from the parts which rows are done.
 """
 
 from __future__ import annotations
@@ -25,17 +25,22 @@ from components.inference.prediction_files import Row, format_of
 from components.io import atomic_file, read_json, write_json
 
 _FINISHED = {"finished": True}
-INDEX = "_run.json"  # the underscore hides it from those who read the folder as one parquet table
-_ROWS, _SECONDS = 4096, 15.0  # after which a part is closed, whichever comes first
+INDEX = "_run.json"  # readers of the folder as one parquet table skip names with an underscore
+PART_ROWS, PART_SECONDS = 4096, 15.0  # after which a part is closed, whichever comes first
 _DIGEST = "S24"
 Digests = NDArray[np.bytes_]
 
 
 @dataclass
 class Done:
-    """How many rows each path has already, 24 bytes a path: a list may name a file twice, and then wants two rows."""
+    """How many rows each path has already: a list may name a file twice, and then two rows are due.
 
-    keys: Digests  # sorted, distinct
+    Attributes:
+        keys: (n,), digests of 24 bytes of the distinct paths, sorted.
+        left: (n,), int64, rows of each that were not taken yet.
+    """
+
+    keys: Digests
     left: NDArray[np.int64]
 
     @classmethod
@@ -46,7 +51,7 @@ class Done:
         return cls(keys, left.astype(np.int64))
 
     def take(self, path: str) -> bool:
-        """Whether this occurrence of `path` has its row already; every row is taken once."""
+        """Return whether this occurrence of `path` has its row already; every row is taken once."""
         digest = _digest(path)
         at = int(np.searchsorted(self.keys, np.bytes_(digest)))
         if at == len(self.keys) or self.keys[at] != digest or not self.left[at]:
@@ -55,7 +60,7 @@ class Done:
         return True
 
     def __len__(self) -> int:
-        """Rows that were not taken."""
+        """Count the rows that were not taken."""
         return int(self.left.sum())
 
 
@@ -66,20 +71,31 @@ def _digest(path: str) -> bytes:
 
 @dataclass
 class ResumableOutput:
-    """The open parts of one output file. `done` holds what earlier processes have left."""
+    """The open parts of one output file.
+
+    Attributes:
+        file: Where the joined rows appear at the end.
+        folder: Where the parts lie until then.
+        columns: Of the file, in order.
+        part_rows: Rows after which a part is closed.
+        part_seconds: Seconds after which a part is closed.
+        done: The rows that earlier processes wrote.
+    """
 
     file: Path
     folder: Path
     columns: tuple[str, ...]
+    part_rows: int
+    part_seconds: float
     done: Done
     _number: int
     _rows: list[Row] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
 
     def add(self, row: Row) -> None:
-        """Take a row; it is on the disk within _ROWS rows or _SECONDS."""
+        """Take a row; it is on the disk within `part_rows` rows or at the first row after `part_seconds`."""
         self._rows.append(row)
-        if len(self._rows) >= _ROWS or time.monotonic() - self._since > _SECONDS:
+        if len(self._rows) >= self.part_rows or time.monotonic() - self._since > self.part_seconds:
             self.flush()
 
     def flush(self) -> None:
@@ -99,12 +115,12 @@ class ResumableOutput:
 
 
 def parts_folder(file: Path) -> Path:
-    """Where the rows of an unfinished `file` lie."""
+    """Return where the rows of an unfinished `file` lie."""
     return file.with_name(f"{file.name}.parts")
 
 
 def check_output(file: Path, resume: bool) -> bool:
-    """Whether there is work to do for `file`; False where it is complete and was to be resumed.
+    """Return whether there is work to do for `file`; False where it is complete and was to be resumed.
 
     Raises:
         IntaglioError: it would be overwritten, an unfinished run is in the way, or its format is unknown.
@@ -123,12 +139,21 @@ def check_output(file: Path, resume: bool) -> bool:
 
 
 @contextmanager
-def open_output(file: Path, columns: Sequence[str], run: Mapping[str, Any]) -> Iterator[ResumableOutput]:
+def open_output(
+    file: Path,
+    columns: Sequence[str],
+    run: Mapping[str, Any],
+    part_rows: int = PART_ROWS,
+    part_seconds: float = PART_SECONDS,
+) -> Iterator[ResumableOutput]:
     """Begin an output file, or go on with it; however the block ends, rows that were added are kept.
 
     Args:
         file: as `check_output` allows it.
+        columns: of the file, in order.
         run: what has to be as it was when the file was begun, as JSON.
+        part_rows: rows after which a part is closed.
+        part_seconds: seconds after which a part is closed.
 
     Raises:
         IntaglioError: it was begun with another `run`, or another process is writing it.
@@ -145,12 +170,12 @@ def open_output(file: Path, columns: Sequence[str], run: Mapping[str, Any]) -> I
         parts = _parts(folder, file)
         done = Done.of(list(listed_paths(part)) for part in parts)
         number = max((int(part.stem.removeprefix("part-")) for part in parts), default=-1) + 1
-        results = ResumableOutput(file, folder, tuple(columns), done, number)
+        output = ResumableOutput(file, folder, tuple(columns), part_rows, part_seconds, done, number)
         try:
-            yield results
+            yield output
         finally:
             if folder.exists():
-                results.flush()
+                output.flush()
     finally:
         os.close(handle)
 
@@ -175,9 +200,9 @@ def _parts(folder: Path, file: Path) -> list[Path]:
 
 
 def _remove(folder: Path, file: Path) -> None:
-    """Remove the parts of a complete file; whoever is killed meanwhile, the next `check_output` ends it."""
+    """Remove the parts of a complete file; after a kill in between, the next `check_output` removes the rest."""
     write_json(folder / INDEX, _FINISHED)
     for path in [*_parts(folder, file), *folder.glob(".*"), folder / INDEX]:  # hidden: what a killed writer left
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # somebody put a file of his own there
+    with suppress(OSError):  # a file that is not ours lies there
         folder.rmdir()

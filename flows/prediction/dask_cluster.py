@@ -1,6 +1,6 @@
 """`intaglio predict --engine dask`: the same predictions by worker processes, of this machine or of a cluster.
 
-Files are answered in chunks, in order and a few ahead. Dask gives the chunks of a worker that died to another one.
+Workers predict chunks of files, in order and a few ahead. Dask gives the chunks of a worker that died to another one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import IntaglioError
-from components.inference.batch import FileAnswer, WorkerSettings, answer_chunk
+from components.inference.batch import FileResult, WorkerSettings, predict_chunk
 from components.inference.bundle import fingerprint
 from flows.prediction.request import PredictionRequest
 
@@ -24,18 +24,17 @@ _CHUNK = 128  # files a worker is given at a time
 _AHEAD = 3  # chunks in hand for every thread of the cluster
 _WORKERS = 2
 _DEATHS = 5  # workers that may die over one chunk before its files are tried one by one
-_CONNECT = 30  # seconds
 _ANY_PORT = "127.0.0.1:0"
 _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # the command ends its workers itself
 
 
-def answers_by_cluster(request: PredictionRequest, paths: Iterator[str]) -> Iterator[FileAnswer]:
-    """An answer for every path, in order.
+def predict_on_cluster(request: PredictionRequest, paths: Iterator[str]) -> Iterator[FileResult]:
+    """Predict every path, in order.
 
     Raises:
         IntaglioError: Dask is not installed, the scheduler cannot be reached, or a worker sees another bundle.
     """
-    recipe = WorkerSettings(
+    settings = WorkerSettings(
         bundle=request.bundle.resolve(),
         fingerprint=fingerprint(request.bundle),
         folder=Path.cwd(),
@@ -47,29 +46,29 @@ def answers_by_cluster(request: PredictionRequest, paths: Iterator[str]) -> Iter
     with _client(request) as client, _explained(client):
         ahead: deque[tuple[tuple[str, ...], Any]] = deque()
         while chunk := tuple(islice(paths, _CHUNK)):
-            ahead.append((chunk, _submit(client, recipe, chunk)))
+            ahead.append((chunk, _submit(client, settings, chunk)))
             if len(ahead) >= _AHEAD * max(1, sum(client.nthreads().values())):
-                yield from _answers(client, recipe, *ahead.popleft())
+                yield from _results(client, settings, *ahead.popleft())
         while ahead:
-            yield from _answers(client, recipe, *ahead.popleft())
+            yield from _results(client, settings, *ahead.popleft())
 
 
-def _submit(client: Any, recipe: WorkerSettings, chunk: tuple[str, ...]) -> Any:
+def _submit(client: Any, settings: WorkerSettings, chunk: tuple[str, ...]) -> Any:
     # Not pure: the same files may be asked for twice.
-    return client.submit(answer_chunk, recipe, chunk, pure=False)
+    return client.submit(predict_chunk, settings, chunk, pure=False)
 
 
-def _answers(client: Any, recipe: WorkerSettings, chunk: tuple[str, ...], future: Any) -> list[FileAnswer]:
+def _results(client: Any, settings: WorkerSettings, chunk: tuple[str, ...], future: Any) -> list[FileResult]:
     from distributed import KilledWorker
 
     try:
-        answers: list[FileAnswer] = future.result()
-        return answers
+        results: list[FileResult] = future.result()
+        return results
     except KilledWorker:
         if len(chunk) == 1:
-            return [FileAnswer(chunk[0], None, "the worker that read this file died, every time")]
-    # One file of the chunk takes its worker with it: one by one, we see which.
-    return [one for path in chunk for one in _answers(client, recipe, (path,), _submit(client, recipe, (path,)))]
+            return [FileResult(chunk[0], None, "the worker that read this file died, every time")]
+    # One file of the chunk ends its worker: one by one shows which.
+    return [one for path in chunk for one in _results(client, settings, (path,), _submit(client, settings, (path,)))]
 
 
 @contextmanager
@@ -89,10 +88,10 @@ def _client(request: PredictionRequest) -> Iterator[Any]:
         from distributed import Client, LocalCluster
     except ImportError:
         raise IntaglioError("--engine dask needs Dask: pip install 'intaglio[cluster]'") from None
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # a worker that died is not the user's business
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # the death of a worker needs no attention
     if request.scheduler:
         try:
-            client = Client(request.scheduler, timeout=_CONNECT, set_as_default=False)
+            client = Client(request.scheduler, set_as_default=False)
         except (OSError, ValueError) as error:
             raise IntaglioError(f"--scheduler {request.scheduler}: cannot be reached ({error})") from None
         with client:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from components.errors import IntaglioError
 from components.inference.prediction_schema import TERMINAL
-from flows.prediction.answers import answered
+from flows.prediction.engines import predict_paths
 from flows.prediction.request import DASK, LOCAL, PredictionRequest
 
 if TYPE_CHECKING:
-    from components.inference.batch import FileAnswer
+    from components.inference.batch import FileResult
     from components.inference.predictor import Prediction
 
 _TABLE = 64  # rows of a table on the terminal
 
 
 def predict(request: PredictionRequest) -> int:
-    """Answer a request; returns the exit status.
+    """Predict what a request names; returns the exit status.
 
     Raises:
         IntaglioError: the request contradicts itself or the disk.
@@ -30,7 +30,7 @@ def predict(request: PredictionRequest) -> int:
         from flows.prediction.predict_to_file import predict_to_file
 
         return predict_to_file(request, request.output)
-    failures = show(answered(request, iter(request.inputs)), request.as_lines, request.top)
+    failures = show(predict_paths(request, iter(request.inputs)), request.as_lines, request.top)
     return int(failures > 0)
 
 
@@ -46,24 +46,30 @@ def _check(request: PredictionRequest) -> None:
     request.inputs.check()
 
 
-def as_json(answer: FileAnswer) -> str:
+def as_json(result: FileResult) -> str:
     """Return one JSON line."""
     from components.inference.batch import row_of
 
-    return json.dumps(row_of(answer, TERMINAL))
+    return json.dumps(row_of(result, TERMINAL))
 
 
-def show(answers: Iterator[FileAnswer], as_lines: bool, top: int) -> int:
-    """Print every answer; returns how many files had no prediction."""
+def show(results: Iterator[FileResult], as_lines: bool, top: int) -> int:
+    """Print every result as it comes; returns how many files had no prediction.
+
+    Args:
+        results: in the order of the images.
+        as_lines: whether to print JSON lines instead of tables.
+        top: guesses to print for each image.
+    """
     failures, rows = 0, []
-    for answer in answers:
-        failures += answer.prediction is None
+    for result in results:
+        failures += result.prediction is None
         if as_lines:
-            print(as_json(answer), flush=True)
-        elif answer.prediction is None:
-            print(f"{answer.path}: {answer.error}", file=sys.stderr)
+            print(as_json(result), flush=True)
+        elif result.prediction is None:
+            print(f"{result.path}: {result.error}", file=sys.stderr)
         else:
-            rows.append((answer.path, answer.prediction))
+            rows.append((result.path, result.prediction))
             if len(rows) == _TABLE:
                 _print_table(rows, top)
                 rows.clear()

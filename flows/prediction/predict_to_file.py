@@ -20,14 +20,19 @@ from components.inference.image_paths import as_text
 from components.inference.prediction_schema import ERROR, FILE, TASK, TOP
 from components.inference.resumable_output import Done, check_output, open_output, parts_folder
 from flows.durations import duration
-from flows.prediction.answers import answered
+from flows.prediction.engines import predict_paths
 from flows.prediction.request import PredictionRequest
 
-_LOG_EVERY = 60.0  # seconds between two lines where no bar can be drawn
+LOG_SECONDS = 60.0  # between two lines where no bar can be drawn
 
 
-def predict_to_file(request: PredictionRequest, output: Path) -> int:
-    """Write every answer to `output`, which appears when it is complete; images without an answer are rows too.
+def predict_to_file(request: PredictionRequest, output: Path, log_seconds: float = LOG_SECONDS) -> int:
+    """Write every result to `output`, which appears when it is complete; images without a prediction are rows too.
+
+    Args:
+        request: what to predict, and how.
+        output: the file, whose suffix names the format.
+        log_seconds: between two lines of progress where standard error is no terminal.
 
     Raises:
         IntaglioError: the file exists, or was begun with another bundle or other inputs.
@@ -36,21 +41,25 @@ def predict_to_file(request: PredictionRequest, output: Path) -> int:
         print(f"{output} is complete already", file=sys.stderr)
         return 0
     columns = [field.name for field in FILE if field != TOP or request.top > 1]
-    with open_output(output, columns, _identity(request)) as results, _resumable(output), _watch(request) as tally:
-        tally.skipped = len(results.done)
-        for answer in answered(request, _not_done(iter(request.inputs), results.done)):
-            row = row_of(answer)
-            results.add(row)
+    with (
+        open_output(output, columns, _identity(request)) as rows,
+        _hint_on_failure(output),
+        _progress(request, log_seconds) as tally,
+    ):
+        tally.skipped = len(rows.done)
+        for result in predict_paths(request, _not_done(iter(request.inputs), rows.done)):
+            row = row_of(result)
+            rows.add(row)
             tally.add(row)
-        leftover = len(results.done)
-        results.finish()
+        leftover = len(rows.done)
+        rows.finish()
     for line in tally.lines(output, leftover):
         print(line, file=sys.stderr)
     return 0
 
 
 def _identity(request: PredictionRequest) -> dict[str, Any]:
-    """What must not change between a run and its resumption."""
+    """Return what must not change between a run and its resumption."""
     inputs = request.inputs
     return {
         "bundle": fingerprint(request.bundle),
@@ -69,8 +78,8 @@ def _not_done(paths: Iterator[str], done: Done) -> Iterator[str]:
 
 
 @contextmanager
-def _resumable(output: Path) -> Iterator[None]:
-    """Say where the rows are when the block does not end by itself."""
+def _hint_on_failure(output: Path) -> Iterator[None]:
+    """Print where the rows are, and how to go on, when the block raises."""
     try:
         yield
     except BaseException:
@@ -85,10 +94,21 @@ def _resumable(output: Path) -> Iterator[None]:
 
 @dataclass
 class _Tally:
-    """Counts rows, and shows the count on a terminal's bar or, now and then, as a line."""
+    """Counts rows, and shows the count on a terminal's bar or as a line from time to time.
+
+    Attributes:
+        total: Images to predict, where that is known.
+        bar: Where there is a terminal.
+        log_seconds: Between two lines, where there is none.
+        skipped: Rows of an earlier run.
+        rows: Rows of this run.
+        errors: Of these, those without a prediction.
+        unknown: Of these, those of no known task.
+    """
 
     total: int | None
     bar: Progress | None
+    log_seconds: float
     skipped: int = 0
     rows: int = 0
     errors: int = 0
@@ -105,7 +125,7 @@ class _Tally:
         self.unknown += row.get(TASK.name) == UNKNOWN
         if self.bar is not None:
             self._draw(self.bar)
-        elif time.monotonic() - self._last > _LOG_EVERY:
+        elif time.monotonic() - self._last > self.log_seconds:
             self._last = time.monotonic()
             print(f"{self.skipped + self.rows:,} images, {self.speed:.1f} images/s", file=sys.stderr, flush=True)
 
@@ -119,7 +139,7 @@ class _Tally:
         return self.rows / max(time.monotonic() - self._start, 1e-9)
 
     def lines(self, output: Path, leftover: int) -> Iterator[str]:
-        """What a person should know at the end."""
+        """Yield what a user should know at the end."""
         before = f" after {self.skipped:,} of an earlier run" if self.skipped else ""
         seconds = duration(time.monotonic() - self._start)
         yield f"{output}: {self.rows:,} images{before} in {seconds}, {self.speed:.1f} images/s"
@@ -132,11 +152,11 @@ class _Tally:
 
 
 @contextmanager
-def _watch(request: PredictionRequest) -> Iterator[_Tally]:
+def _progress(request: PredictionRequest, log_seconds: float) -> Iterator[_Tally]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Tally(None, None)
+        yield _Tally(None, None, log_seconds)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        yield _Tally(request.inputs.count(), bar)
+        yield _Tally(request.inputs.count(), bar, log_seconds)

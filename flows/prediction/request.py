@@ -1,4 +1,4 @@
-"""What is asked of `intaglio predict`, and the bundle that answers."""
+"""The options of `intaglio predict`, and the bundle that it loads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,21 @@ LOCAL, DASK = "local", "dask"
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What is asked of `intaglio predict`.
+    """What `intaglio predict` is to do.
 
-    workers: processes that decode (engine local) or that predict (engine dask); None: as many as seems good.
-    scheduler: address of a running Dask cluster. output: the file for the results, None for standard output.
+    Attributes:
+        inputs: The images.
+        bundle: The bundle's folder.
+        device: auto, cpu, cuda or mps.
+        precision: auto, fp32 or bf16.
+        top: Guesses for each image.
+        force: Whether an image that no task knows gets the best guess.
+        engine: LOCAL or DASK.
+        workers: Processes that decode (LOCAL) or that predict (DASK); None: as many as suit this machine.
+        scheduler: Address of a running Dask cluster; None: start one here.
+        output: The file for the results; None: standard output.
+        resume: Whether to go on with an output that was interrupted.
+        as_lines: Whether to print JSON lines instead of tables.
     """
 
     inputs: Inputs
@@ -37,7 +48,7 @@ class PredictionRequest:
 
 
 def champion_bundle(root: Path) -> Path:
-    """The folder with the champion's bundle.
+    """Return the folder with the champion's bundle.
 
     Raises:
         IntaglioError: there is no champion yet.
@@ -56,7 +67,7 @@ def champion_bundle(root: Path) -> Path:
 
 
 def bundle_folder(named: Path | None) -> Path:
-    """The bundle that was named, or the champion's of the project around the current folder.
+    """Return the bundle that was named, or the champion's of the project around the current folder.
 
     Raises:
         IntaglioError: there is no such folder, no project or no champion.

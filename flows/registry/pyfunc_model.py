@@ -1,8 +1,9 @@
 """What `models:/intaglio@champion` loads: MLflow runs this file (models from code, nothing is pickled).
 
-Input: a DataFrame with the column `image`; each cell is a path, base64 text (a data: URL too), bytes, or an H x W x 3
-array or nested list of 0..255. Output: a DataFrame with TABLE. A row that cannot be read gets an error and nulls; the
-others are predicted. An image that no task knows has the task `unknown`; `params={"force": True}` guesses there too.
+Input: a DataFrame with the column `image`; each value is a path, base64 text (a data: URL too), bytes, or an H x W x 3
+array or nested list of 0..255. Output: a DataFrame with the columns TABLE. A row that cannot be read gets an error and
+nulls; the others are predicted. An image that no task knows has the task `unknown`; `params={"force": True}` guesses
+there too.
 """
 
 from __future__ import annotations
@@ -46,28 +47,33 @@ class TaskRetrievalModel(PythonModel):
     ) -> pd.DataFrame:
         """Predict every row of the column `image`.
 
+        Args:
+            context: MLflow's; not used here.
+            model_input: a table with the column `image`.
+            params: `force`: whether an image that no task knows gets the best guess.
+
         Raises:
             ValueError: there is no such column.
         """
         if "image" not in model_input:
             raise ValueError(f"expected a column named 'image', got {[str(column) for column in model_input.columns]}")
-        cells, force = list(model_input["image"]), bool((params or {}).get("force", False))
+        values, force = list(model_input["image"]), bool((params or {}).get("force", False))
         results: list[Prediction | str] = []
-        for start in range(0, len(cells), _BATCH):
-            results.extend(self._predict_batch(cells[start : start + _BATCH], force))
+        for start in range(0, len(values), _BATCH):
+            results.extend(self._predict_batch(values[start : start + _BATCH], force))
         rows = [as_table_row(TABLE, result) for result in results]
         # Objects, so that what is missing is None: the server would write NaN, which is not JSON.
         return pd.DataFrame(rows, columns=names(TABLE), index=model_input.index, dtype=object)
 
-    def _predict_batch(self, cells: Sequence[object], force: bool) -> list[Prediction | str]:
-        """Return the prediction of each cell, or its error."""
+    def _predict_batch(self, values: Sequence[object], force: bool) -> list[Prediction | str]:
+        """Return the prediction of each image, or its error."""
         from components.data.images import ImageError
-        from components.inference.image_values import open_cell
+        from components.inference.image_values import open_value
 
         opened: list[PIL.Image.Image | str] = []
-        for cell in cells:
+        for value in values:
             try:
-                opened.append(open_cell(cell, self.predictor.limits, files=True))
+                opened.append(open_value(value, self.predictor.limits, files=True))
             except ImageError as error:
                 opened.append(str(error))
         images = [image for image in opened if not isinstance(image, str)]

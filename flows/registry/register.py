@@ -7,6 +7,7 @@ import io
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -114,10 +115,10 @@ def _log_model(client: MlflowClient, root: Path, run_id: str) -> tuple[str, str]
     return location, model_id
 
 
-def pinned_requirements() -> list[str]:
+def pinned_requirements(packages: Sequence[str] = SERVING_PACKAGES) -> list[str]:
     """Pin every package that serving needs as `name==version`, as installed here, without a label such as +cpu."""
     found = []
-    for package in SERVING_PACKAGES:
+    for package in packages:
         try:
             found.append(f"{package}=={version(package).partition('+')[0]}")
         except PackageNotFoundError:  # a lean installation that serves with less

@@ -1,4 +1,4 @@
-"""Predictions as JSON."""
+"""Predictions as the JSON of HTTP answers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from flows.serving.service import Answer, Answers
 
 
 def one_answer(answers: Answers) -> tuple[int, bytes]:
-    """Status and body of a request with one image: 422 where it is broken."""
+    """Return status and body for a request with one image: 422 where it is broken."""
     row = answers.rows[0]
     status = 422 if isinstance(row, ImageError) else 200
     return status, json.dumps({"model_version": answers.version, **_fields(row)}).encode()
 
 
 def many_answers(answers: Answers) -> bytes:
-    """The body of a request with a list of images: a broken one has an `error`, and disturbs no other."""
+    """Return the body for a request with a list of images: a broken one has an `error` and does not affect others."""
     rows = [_fields(row) for row in answers.rows]
     return json.dumps({"model_version": answers.version, "predictions": rows}).encode()
 

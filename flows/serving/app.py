@@ -1,4 +1,4 @@
-"""The HTTP interface: routes, and what every error looks like."""
+"""The HTTP interface: the routes, and the one form of every error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(service: Service, lifespan: Lifespan) -> FastAPI:
-    """The application over a service."""
+    """Build the application over a service."""
     # No pages for the browser: FastAPI's load their scripts from a foreign host. /openapi.json is there.
     app = FastAPI(title="Intaglio", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -81,25 +81,26 @@ async def predict(request: Request, top: Annotated[int, Query(ge=1, le=_TOP)] = 
     service = _service(request)
     with service.batcher.receiving():
         images = await read_images(request, service.body_seconds, service.batcher.limit)
-    answers = await _unless_gone(request, service.answer(images.cells, AnswerOptions(top, force)))
+    answers = await _unless_gone(request, service.answer(images.encoded, AnswerOptions(top, force)))
     status, body = (200, many_answers(answers)) if images.several else one_answer(answers)
     return _json(body, status, answers.version)
 
 
 @router.post("/invocations", responses=_ERRORS)
 async def invocations(request: Request) -> Response:
-    """MLflow's scoring protocol: a table with the column `image`."""
+    """Predict a table with the column `image`, by MLflow's scoring protocol."""
     service = _service(request)
     with service.batcher.receiving():
         body = await read_body(request, service.body_seconds)
-        wanted = await asyncio.to_thread(read_invocation, body, media_type(request))
-    answers = await _unless_gone(request, service.answer(wanted.cells, AnswerOptions(force=wanted.force)))
+        invocation = await asyncio.to_thread(read_invocation, body, media_type(request))
+    options = AnswerOptions(force=invocation.force)
+    answers = await _unless_gone(request, service.answer(invocation.encoded, options))
     return _json(write_rows(answers.rows), 200, answers.version)
 
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 while requests are welcome; 503 while the first model is loaded, and after the order to stop."""
+    """Return 200 while requests are accepted; 503 while the first model is loaded, and after a signal to stop."""
     service = _service(request)
     model = service.follower.model
     state = {
@@ -113,13 +114,13 @@ async def health(request: Request) -> Response:
 
 @router.get("/ping")
 async def ping(request: Request) -> Response:
-    """MLflow's name for health."""
+    """Return the status of /health, under MLflow's name for it."""
     return Response("\n", 200 if _service(request).status == "ready" else 503, media_type="application/json")
 
 
 @router.get("/model")
 async def model(request: Request) -> Response:
-    """The version that is served, its tasks and their classes."""
+    """Describe the version that is served, its tasks and their classes."""
     served = _service(request).model
     facts = {
         "version": served.version,
@@ -132,7 +133,7 @@ async def model(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Return the figures for Prometheus."""
     return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -146,10 +147,10 @@ def _json(body: bytes, status: int, version: str) -> Response:
 
 
 async def _unless_gone(request: Request, answering: Coroutine[Any, Any, Answers]) -> Answers:
-    """The answers, unless the client hangs up first: then the work that has not begun is given back.
+    """Return the answers, unless the client hangs up first: then work that has not begun is cancelled.
 
     Raises:
-        ClientDisconnect: nobody is there to read the answer.
+        ClientDisconnect: the client hung up.
     """
     answer, gone = asyncio.create_task(answering), asyncio.create_task(_hung_up(request))
     try:
@@ -168,7 +169,7 @@ async def _hung_up(request: Request) -> None:
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    """Every error on purpose has one shape, whoever raised it."""
+    """Give every expected error one form, of whatever library it comes."""
     if isinstance(error, RequestError):
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         return JSONResponse({"error": str(error)}, error.status, headers)
@@ -181,5 +182,5 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 
 async def _failed(_request: Request, _error: Exception) -> Response:
-    """A bug: the log has its trace, the client a body of the usual shape."""
+    """Answer after a bug: the log has its trace, the client gets a body of the usual form."""
     return JSONResponse({"error": "internal error; the server's log has more"}, 500)

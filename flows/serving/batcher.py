@@ -2,8 +2,8 @@
 
     submit -> decoders (threads) -> waiting images -> the model's thread, up to `batch` at a time -> futures
 
-An idle server predicts an image at once: the model's thread waits for company, `delay` seconds at most, only while
-other images are known to be on their way. What the server holds is bounded: more than `limit` images are refused.
+An idle server predicts an image at once: the model's thread waits for more images, `delay` seconds at most, and only
+while others are being received or decoded. At most `limit` images are held; more are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """What a request wants of its images: the best `top` guesses; with `force` a guess also where none is known."""
+    """How a request's images are predicted: `top` guesses each; with `force` the best guess also where unknown."""
 
     top: int = 1
     force: bool = False
@@ -41,7 +41,7 @@ class _Waiting:
 
     pixels: Pixels
     model: ServedModel
-    wish: AnswerOptions
+    options: AnswerOptions
     answer: Future[Prediction]
 
 
@@ -67,7 +67,7 @@ class MicroBatcher:
             delay: seconds that an image waits for others at most.
             limit: images held at most.
             decoders: threads that decode.
-            on_batch: told the size of every batch, and the seconds it took.
+            on_batch: called with the size of every batch and the seconds it took.
         """
         self.batch, self.delay, self.limit = batch, delay, limit
         self._on_batch = on_batch
@@ -81,17 +81,17 @@ class MicroBatcher:
 
     @property
     def depth(self) -> int:
-        """Images accepted and not answered yet."""
+        """Images that were accepted and have no result yet."""
         return self._load.images
 
     @property
     def ready(self) -> int:
-        """Images decoded that wait for their batch."""
+        """Decoded images that wait for their batch."""
         return len(self._waiting)
 
     @contextmanager
     def receiving(self) -> Iterator[None]:
-        """While a request's body is read: it counts as one image, and the next batch waits a moment for it.
+        """Count a request whose body is being read as one image, for which the next batch waits a moment.
 
         Raises:
             RequestError: 503, the batcher is full.
@@ -107,30 +107,35 @@ class MicroBatcher:
                 self._load.receiving -= 1
                 self._changed.notify()
 
-    def submit(self, cells: Sequence[object], model: ServedModel, wish: AnswerOptions) -> list[Future[Prediction]]:
-        """Accept a request's images, all or none; returns their predictions to come, in order.
+    def submit(self, images: Sequence[object], model: ServedModel, options: AnswerOptions) -> list[Future[Prediction]]:
+        """Accept a request's images, all or none; returns a future for each prediction, in order.
 
         A future fails with ImageError where its image is broken. Cancelling a future saves the work not begun yet.
+
+        Args:
+            images: still encoded.
+            model: the version that decodes and predicts them.
+            options: the same for all of them.
 
         Raises:
             RequestError: 413, more images than the batcher ever holds; 503, no room now, or closed.
         """
-        if len(cells) > self.limit:
+        if len(images) > self.limit:
             raise too_many(self.limit)
         with self._changed:
             if self._closed:
                 raise unavailable("the server is stopping")
-            if self._load.images + len(cells) > self.limit:
+            if self._load.images + len(images) > self.limit:
                 raise overloaded(self.limit)
-            self._load.images += len(cells)
-            self._load.decoding += len(cells)
-        answers: list[Future[Prediction]] = [Future() for _ in cells]
-        for cell, answer in zip(cells, answers, strict=True):
-            self._pool.submit(self._decode, cell, model, wish, answer)
+            self._load.images += len(images)
+            self._load.decoding += len(images)
+        answers: list[Future[Prediction]] = [Future() for _ in images]
+        for image, answer in zip(images, answers, strict=True):
+            self._pool.submit(self._decode, image, model, options, answer)
         return answers
 
     def close(self) -> None:
-        """Answer what waits, refuse what comes, and end the threads."""
+        """Refuse new images, finish those that were accepted, and end the threads."""
         with self._changed:
             self._closed = True
         self._pool.shutdown()
@@ -138,19 +143,19 @@ class MicroBatcher:
             self._changed.notify()
         self._thread.join()
 
-    def _decode(self, cell: object, model: ServedModel, wish: AnswerOptions, answer: Future[Prediction]) -> None:
+    def _decode(self, image: object, model: ServedModel, options: AnswerOptions, answer: Future[Prediction]) -> None:
         pixels, error = None, None
         if not answer.cancelled():
             try:
-                pixels = model.pixels(cell)
-            except Exception as raised:  # a decoder's bug is one image's answer, and must not stop the count
+                pixels = model.pixels(image)
+            except Exception as raised:  # a decoder's bug fails one image, and must not stop the count
                 error = raised
         with self._changed:
             self._load.decoding -= 1
             if pixels is None:
                 self._load.images -= 1
             else:
-                self._waiting.append(_Waiting(pixels, model, wish, answer))
+                self._waiting.append(_Waiting(pixels, model, options, answer))
             self._changed.notify()
         if pixels is None and answer.set_running_or_notify_cancel():
             answer.set_exception(error)
@@ -160,14 +165,14 @@ class MicroBatcher:
             pass
 
     def _step(self) -> bool:
-        """One batch. A function of its own: what it held, an old version too, is let go before the next wait."""
+        """Predict one batch; its references, to an old version too, end with this call, before the next wait."""
         batch = self._next()
         if batch:
             self._predict(batch)
         return bool(batch)
 
     def _next(self) -> list[_Waiting]:
-        """The next batch, as soon as nothing else is worth waiting for; empty once closed."""
+        """Wait for the next batch, until nothing else is worth waiting for; empty once closed."""
         with self._changed:
             while not self._waiting:
                 if self._closed and not self._load.decoding:
@@ -180,28 +185,28 @@ class MicroBatcher:
             return self._take()
 
     def _take(self) -> list[_Waiting]:
-        """The oldest image, and those that can be predicted together with it."""
+        """Take the oldest image, and those that can be predicted together with it."""
         first, rest = self._waiting[0], deque[_Waiting]()
         batch: list[_Waiting] = []
         for image in self._waiting:
-            fits = image.model is first.model and image.wish.force == first.wish.force and len(batch) < self.batch
+            fits = image.model is first.model and image.options.force == first.options.force and len(batch) < self.batch
             (batch if fits else rest).append(image)
         self._waiting = rest
         return batch
 
     def _predict(self, batch: list[_Waiting]) -> None:
-        wanted = [image for image in batch if image.answer.set_running_or_notify_cancel()]
+        due = [image for image in batch if image.answer.set_running_or_notify_cancel()]
         start = time.perf_counter()
         found: list[Prediction] | Exception
         try:
-            found = _predictions(wanted)
-        except Exception as error:  # whatever goes wrong in the model, the thread must live
-            _log.exception("a batch of %d images failed", len(wanted))
+            found = _predictions(due)
+        except Exception as error:  # whatever goes wrong in the model, the thread must go on
+            _log.exception("a batch of %d images failed", len(due))
             found = error
-        self._on_batch(len(wanted), time.perf_counter() - start)
-        with self._changed:  # before the answers leave: whoever has one may send the next image at once
+        self._on_batch(len(due), time.perf_counter() - start)
+        with self._changed:  # before the results: a client that has one may send the next image at once
             self._load.images -= len(batch)
-        for row, image in enumerate(wanted):
+        for row, image in enumerate(due):
             if isinstance(found, Exception):
                 image.answer.set_exception(found)
             else:
@@ -211,7 +216,7 @@ class MicroBatcher:
 def _predictions(batch: Sequence[_Waiting]) -> list[Prediction]:
     if not batch:
         return []
-    first, most = batch[0], max(image.wish.top for image in batch)
+    first, most = batch[0], max(image.options.top for image in batch)
     pixels = np.stack([image.pixels for image in batch])
-    found = first.model.predictor.predict_pixels(pixels, top=most, force=first.wish.force)
-    return [replace(one, top=one.top[: image.wish.top]) for image, one in zip(batch, found, strict=True)]
+    found = first.model.predictor.predict_pixels(pixels, top=most, force=first.options.force)
+    return [replace(one, top=one.top[: image.options.top]) for image, one in zip(batch, found, strict=True)]

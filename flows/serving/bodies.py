@@ -18,18 +18,18 @@ EXPECTED = "image/*, application/octet-stream, multipart/form-data or applicatio
 
 @dataclass(frozen=True)
 class RequestImages:
-    """A request's images, still encoded; `several`: it asked for a list, also where the list has one."""
+    """A request's images, still encoded; `several`: they came as a list, also where the list has one."""
 
-    cells: tuple[object, ...]
+    encoded: tuple[object, ...]
     several: bool
 
 
 async def read_images(request: Request, seconds: float, most: int) -> RequestImages:
-    """The images of a request: raw bytes, uploaded files, or JSON with base64 text.
+    """Read the images of a request: raw bytes, uploaded files, or JSON with base64 text.
 
     Args:
         request: its body is not read yet.
-        seconds: until when the body has to be there.
+        seconds: that the body may take to arrive.
         most: uploaded files at most.
 
     Raises:
@@ -47,15 +47,15 @@ async def read_images(request: Request, seconds: float, most: int) -> RequestIma
 
 
 def media_type(request: Request) -> str:
-    """The content type without its parameters, in lower case."""
+    """Return the content type without its parameters, in lower case."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, seconds: float) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
-        RequestError: 408, it is not there in time; 413, it is too large.
+        RequestError: 408, it did not arrive in time; 413, it is too large.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -65,10 +65,10 @@ async def read_body(request: Request, seconds: float) -> bytes:
 
 
 def parse_json(body: bytes) -> Mapping[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
-        RequestError: 400, it is something else.
+        RequestError: 400, the body is something else.
     """
     try:
         value = json.loads(body)
@@ -80,7 +80,7 @@ def parse_json(body: bytes) -> Mapping[str, Any]:
 
 
 def from_json(value: Mapping[str, Any]) -> RequestImages:
-    """{"image": text} or {"images": [text, ...]}.
+    """Return the images of {"image": text} or {"images": [text, ...]}.
 
     Raises:
         RequestError: 400, neither of them, or something beside it.
@@ -97,11 +97,11 @@ async def _uploaded(request: Request, seconds: float, most: int) -> RequestImage
     try:
         async with asyncio.timeout(seconds), request.form(max_files=most) as form:
             files = [item for _, item in form.multi_items() if not isinstance(item, str)]
-            cells = tuple([await file.read() for file in files])
+            encoded = tuple([await file.read() for file in files])
     except TimeoutError:
         raise too_slow(seconds) from None
     except StarletteError as error:
         raise malformed(f"not a valid multipart form: {error.detail}") from None
-    if not cells:
+    if not encoded:
         raise malformed("the form has no file; send one, such as `curl -F image=@photo.jpg`")
-    return RequestImages(cells, several=len(cells) > 1)
+    return RequestImages(encoded, several=len(encoded) > 1)

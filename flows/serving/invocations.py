@@ -26,14 +26,14 @@ _MESSAGE = 300  # characters of a foreign message: MLflow repeats the request's 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A request's column of images, and whether to guess where no task knows one."""
+    """A request's column of images, still encoded, and whether an image that no task knows gets the best guess."""
 
-    cells: tuple[object, ...]
+    encoded: tuple[object, ...]
     force: bool
 
 
 def read_invocation(body: bytes, kind: str) -> Invocation:
-    """dataframe_split, dataframe_records, inputs or instances as JSON; or a table as CSV or parquet.
+    """Read dataframe_split, dataframe_records, inputs or instances as JSON; or a table as CSV or parquet.
 
     Raises:
         RequestError: 400 malformed, 415 another content type.
@@ -60,14 +60,14 @@ def _from_json(value: Mapping[str, Any]) -> Invocation:
 
 
 def _column(data: Any) -> tuple[object, ...]:
-    """The cells of the column `image` of what MLflow's parsers return: a table, a list of rows, or columns."""
+    """Return the column `image` of what MLflow's parsers return: a table, a list of rows, or columns."""
     if not isinstance(data, Mapping):
         table = pd.DataFrame(data)
         if "image" not in table:
             raise ValueError(f"expected a column named 'image', got {[str(name) for name in table.columns][:5]}")
         return tuple(table["image"])
     column = data["image"]
-    if isinstance(column, np.ndarray) or (isinstance(column, list) and all(isinstance(cell, str) for cell in column)):
+    if isinstance(column, np.ndarray) or (isinstance(column, list) and all(isinstance(value, str) for value in column)):
         return tuple(column)
     return (column,)  # one text, or one image as nested lists
 

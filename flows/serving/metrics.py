@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's figures, for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Metrics:
     """One server's figures, in a registry of their own."""
 
     def __init__(self) -> None:
+        """Declare every figure."""
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter("intaglio_requests", "Requests answered.", ["route", "status"], registry=registry)
@@ -49,37 +50,43 @@ class Metrics:
         )
 
     def depth_of(self, depth: Callable[[], float]) -> None:
-        """Where the depth of the queue is read."""
+        """Set the function that reads the depth of the queue."""
         self._depth.set_function(depth)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Count an answered request.
+
+        Args:
+            route: one of the known routes, or `other`.
+            status: of the answer.
+            seconds: from the request's head to its answer.
+        """
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def image(self, outcome: str) -> None:
-        """An image was answered: `known`, `unknown` or `broken`."""
+        """Count an image by its outcome: `known`, `unknown` or `broken`."""
         self._images.labels(outcome).inc()
 
     def batch(self, size: int, seconds: float) -> None:
-        """A batch was predicted."""
+        """Count a predicted batch, its images and its seconds."""
         self._batch_images.observe(size)
         self._batch_seconds.observe(seconds)
 
     def loaded(self, version: str) -> None:
-        """A version is served from now on."""
+        """Record the version that is served from now on."""
         self._model.clear()
         self._model.labels(version).set(1)
         self._reloads.labels("loaded").inc()
 
     def refused(self) -> None:
-        """A version is broken."""
+        """Count a version that is broken."""
         self._reloads.labels("refused").inc()
 
     def registry_error(self) -> None:
-        """The registry could not be asked."""
+        """Count a failed query of the registry."""
         self._source_errors.inc()
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all figures in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Around every request: the size of its body, its figures, its line of log, and `Connection: close` while draining."""
+"""Around every request: a limit on its body, its figures, a line of log, and `Connection: close` while draining."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUTES = frozenset({"/predict", "/invocations", "/ping", "/health", "/metrics", 
 
 
 @dataclass(frozen=True)
-class Watch:
+class ServiceMiddleware:
     """The outermost layer of the application."""
 
     app: ASGIApp
@@ -35,7 +35,7 @@ class Watch:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self.service.draining:  # so that a client opens its next connection where somebody stays
+                if self.service.draining:  # so that a client opens its next connection to another server
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
@@ -45,7 +45,7 @@ class Watch:
             self._note(scope, status, time.perf_counter() - start)
 
     def _bounded(self, receive: Receive) -> Receive:
-        """`receive` that raises 413 once the body is larger than `max_body`, whatever its head promised."""
+        """Wrap `receive` to raise 413 once the body is larger than `max_body`, whatever its head declared."""
         size = 0
 
         async def receiving() -> Message:

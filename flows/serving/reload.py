@@ -1,4 +1,4 @@
-"""Follow the champion: load a new version beside the old one, let it answer once, and only then let it take over."""
+"""Follow the champion: load a new version beside the old one, try it, and only then serve it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ class _Refusal:
 
 @dataclass
 class Follower:
-    """Keeps `model` at the version that the source wants; polled from one thread.
+    """Keeps `model` at the version that the source names; polled from one thread.
 
-    While a version is loaded two are in memory. A broken one changes nothing but `trouble`; it is tried again after
+    While a version is loaded, two are in memory. A broken one changes nothing but `trouble`; it is tried again after
     pauses that double, since its files may be repaired.
+
+    Attributes:
+        source: Names the version to serve.
+        load: Loads a version, and raises where it is broken.
+        metrics: Counts versions that were loaded or refused.
+        poll_seconds: Between two checks.
+        model: The version that is served; None until the first is loaded.
+        unreachable: Why the source could not be asked; "" if it could.
     """
 
     source: Source
@@ -45,7 +53,7 @@ class Follower:
 
     @property
     def trouble(self) -> str:
-        """Why the version that is wanted is not served; "" if it is."""
+        """Why the version that the source names is not served; "" if it is."""
         refusal = self._refusal
         return self.unreachable or (f"version {refusal.version}: {refusal.reason}" if refusal else "")
 
@@ -59,10 +67,10 @@ class Follower:
         self._stop.set()
 
     def check(self) -> None:
-        """Ask once which version is wanted, and serve it if it is another one."""
+        """Ask the source once which version to serve, and serve it if it is another one."""
         try:
             wanted = self.source.wanted()
-        except Exception as error:  # a registry that is away must not end what works
+        except Exception as error:  # a registry that cannot be reached must not end the service
             self.metrics.registry_error()
             self._note_unreachable(_line(error))
             return
@@ -84,7 +92,7 @@ class Follower:
             self._refuse(version, _line(error))
             return
         self._refusal = None
-        self.model = model  # one reference: whoever submits an image sees the old version or the new one
+        self.model = model  # one reference: a request sees the old version or the new one
         self.metrics.loaded(version)
         _log.info("version %s is served, loaded in %.1f s", version, time.monotonic() - start)
 

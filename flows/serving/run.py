@@ -21,7 +21,7 @@ from components.errors import IntaglioError
 from flows.serving.app import create_app
 from flows.serving.batcher import MicroBatcher
 from flows.serving.metrics import Metrics
-from flows.serving.middleware import Watch
+from flows.serving.middleware import ServiceMiddleware
 from flows.serving.reload import Follower
 from flows.serving.served_model import ServedModel, Source
 from flows.serving.service import Service
@@ -35,10 +35,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve. delay, poll, body_seconds, drain and grace are seconds; max_body is bytes.
+    """How to serve.
 
-    drain: how long after the order to stop new connections are still answered, while /health says 503. grace: how long
-    requests have to end after that.
+    Attributes:
+        host: Address to listen on.
+        port: 0 for any free one.
+        batch: Images predicted together at most.
+        delay: Seconds that an image waits for others at most.
+        queue: Images held at most; more are refused with 503.
+        device: auto, cpu, cuda or mps.
+        precision: auto, fp32 or bf16.
+        poll: Seconds between two checks of the version to serve.
+        max_body: Bytes of a request's body at most.
+        body_seconds: Seconds that a body may take to arrive.
+        drain: Seconds of service after the first signal to stop, while /health returns 503.
+        grace: Seconds that running requests have to end after that.
+        access_log: Whether to log one JSON line for each request.
     """
 
     host: str = "127.0.0.1"
@@ -71,7 +83,7 @@ def serve(options: Options, source: Source) -> None:
 
 
 class _Process:
-    """The server's life: load, serve, drain."""
+    """The process from its start to its end: load, serve, drain."""
 
     def __init__(self, options: Options, source: Source) -> None:
         metrics = Metrics()
@@ -84,7 +96,7 @@ class _Process:
         self._options = options
         self._service = Service(batcher, follower, metrics, options.body_seconds)
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
-        app = Watch(create_app(self._service, self._lifespan), self._service, options.max_body)
+        app = ServiceMiddleware(create_app(self._service, self._lifespan), self._service, options.max_body)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -98,11 +110,11 @@ class _Process:
         )
 
     def run(self, listener: socket.socket) -> None:
-        """Serve until told to stop, or until the first version turns out to be broken."""
+        """Serve until a signal to stop, or until the first version turns out to be broken."""
         self._address = _address(listener)
         print(f"listening on {self._address}", flush=True)
         self._server.run(sockets=[listener])
-        # The loop has let go of the signals: whoever is impatient now would turn an orderly end into a failure.
+        # The loop no longer handles signals: another one now would turn an orderly end into a failure.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
@@ -116,7 +128,7 @@ class _Process:
         await asyncio.to_thread(self._service.close, self._follower)
 
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The first order to stop: /health says so for a while. The second: stop now."""
+        """Handle a signal to stop: after the first, /health returns 503 for a while; the second stops at once."""
         if self._service.draining:
             self._stop()
             return
@@ -141,7 +153,12 @@ class _Process:
 
 
 def load_version(source: Source, options: Options, version: str) -> ServedModel:
-    """Load a version as `options` say.
+    """Load a version with the device, the precision and the batch of `options`.
+
+    Args:
+        source: has the version's bundle.
+        options: how to serve.
+        version: its name.
 
     Raises:
         IntaglioError: it is broken.

@@ -1,4 +1,4 @@
-"""What is served: which version, from where, and a Predictor that has answered once."""
+"""The model that is served: one version, the source it comes from, and its Predictor, tried once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from components.arrays import Pixels
 from components.data.images import to_square
 from components.errors import IntaglioError
 from components.inference.bundle import INDEX
-from components.inference.image_values import open_cell
+from components.inference.image_values import open_value
 from components.inference.predictor import Predictor
 from components.io import sha256_file
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One version of the model. Once it is served, the batcher's thread alone may call the predictor."""
+    """One version of the model. While it is served, only the batcher's thread may call the predictor."""
 
     version: str
     predictor: Predictor
@@ -28,7 +28,14 @@ class ServedModel:
 
     @classmethod
     def load(cls, version: str, bundle: Path, device: str, precision: str, batch: int) -> ServedModel:
-        """Load a bundle and let it answer one image and one full batch, so that a broken one fails here.
+        """Load a bundle and predict one image and one full batch, so that a broken one fails here.
+
+        Args:
+            version: its name.
+            bundle: its folder.
+            device: auto, cpu, cuda or mps.
+            precision: auto, fp32 or bf16.
+            batch: images predicted together at most.
 
         Raises:
             IntaglioError: the bundle is damaged, or there is no such device or precision.
@@ -39,24 +46,24 @@ class ServedModel:
             predictor.predict_pixels(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
         return cls(version, predictor)
 
-    def pixels(self, cell: object) -> Pixels:
-        """An image of a request as this version takes it, (image_size, image_size, 3). Any thread may call it.
+    def pixels(self, image: object) -> Pixels:
+        """Decode an image of a request to (image_size, image_size, 3), uint8, RGB. Any thread may call it.
 
         Raises:
             ImageError: it is not an image, or one beyond the limits.
         """
-        return to_square(open_cell(cell, self.predictor.limits, files=False), self.predictor.image_size)
+        return to_square(open_value(image, self.predictor.limits, files=False), self.predictor.image_size)
 
 
 class Source(Protocol):
     """Where versions come from."""
 
     def wanted(self) -> str:
-        """The version that ought to be served now."""
+        """Name the version that should be served now."""
         ...
 
     def bundle(self, version: str) -> Path:
-        """The folder with a version's bundle."""
+        """Return the folder with a version's bundle."""
         ...
 
 
@@ -67,7 +74,7 @@ class Folder:
     path: Path
 
     def wanted(self) -> str:
-        """The same name as long as the content is the same.
+        """Name the content: the same name as long as it is the same.
 
         Raises:
             IntaglioError: there is no bundle.
@@ -78,18 +85,18 @@ class Folder:
         return f"bundle-{sha256_file(index)[:12]}"
 
     def bundle(self, version: str) -> Path:
-        """The folder."""
+        """Return the folder."""
         return self.path
 
 
 @dataclass(frozen=True)
 class Champion:
-    """Whichever version of the registered model has the alias `champion`."""
+    """The version of the registered model that has the alias `champion`."""
 
     root: Path
 
     def wanted(self) -> str:
-        """The champion's version.
+        """Return the champion's version.
 
         Raises:
             IntaglioError: there is none.
@@ -105,7 +112,7 @@ class Champion:
         )
 
     def bundle(self, version: str) -> Path:
-        """The folder of its bundle.
+        """Return the folder of its bundle.
 
         Raises:
             IntaglioError: its files are gone.

@@ -31,7 +31,16 @@ class Answers:
 
 @dataclass
 class Service:
-    """What the routes share. Its methods belong to the event loop."""
+    """What the routes share. Only the event loop calls its methods.
+
+    Attributes:
+        batcher: Decodes and predicts.
+        follower: Has the version that is served.
+        metrics: Counts images by outcome.
+        body_seconds: Seconds that a request's body may take to arrive.
+        draining: Whether a signal to stop has come.
+        started: Of the process, on the monotonic clock.
+    """
 
     batcher: MicroBatcher
     follower: Follower
@@ -53,19 +62,19 @@ class Service:
 
     @property
     def status(self) -> str:
-        """`ready`; `loading` before the first version is loaded; `draining` after the order to stop."""
+        """`ready`; `loading` before the first version is loaded; `draining` after a signal to stop."""
         if self.draining:
             return "draining"
         return "ready" if self.follower.model else "loading"
 
-    async def answer(self, cells: Sequence[object], wish: AnswerOptions) -> Answers:
-        """Predict a request's images. Cancelling it gives back the work that has not begun.
+    async def answer(self, images: Sequence[object], options: AnswerOptions) -> Answers:
+        """Predict a request's images. Cancelling this cancels the work that has not begun.
 
         Raises:
             RequestError: 503, no room or no model; 413, more images than the server ever holds.
         """
         model = self.model
-        futures = self.batcher.submit(cells, model, wish)
+        futures = self.batcher.submit(images, model, options)
         try:
             rows = tuple([await self._row(future) for future in futures])
         except BaseException:
@@ -84,7 +93,7 @@ class Service:
         return prediction
 
     def close(self, follower: threading.Thread) -> None:
-        """Stop following, answer what waits, and end the threads."""
+        """Stop following, finish accepted images, and end the threads."""
         self.follower.stop()
         follower.join()
         self.batcher.close()

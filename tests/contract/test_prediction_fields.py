@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.data.images import ImageError
-from components.inference.batch import FileAnswer, row_of
+from components.inference.batch import FileResult, row_of
 from components.inference.prediction_files import COLUMNS, FORMATS
 from components.inference.prediction_schema import (
     ARRAY,
@@ -45,7 +45,7 @@ GUESSES = (("birds", "robin", 0.5), ("cars", "van", 0.25))
 KNOWN = Prediction("birds", "robin", 0.75, 0.5, 0.25, (("birds", 0.25), ("cars", 0.125)), GUESSES)
 UNKNOWN = Prediction("unknown", None, None, None, 0.01, (("cars", 0.01),), GUESSES)
 BROKEN = ImageError("not an image")
-ANSWERS = [FileAnswer("a.png", KNOWN), FileAnswer("b.png", UNKNOWN), FileAnswer("c.png", None, str(BROKEN))]
+RESULTS = [FileResult("a.png", KNOWN), FileResult("b.png", UNKNOWN), FileResult("c.png", None, str(BROKEN))]
 
 
 def kind(value: Any) -> str:
@@ -91,27 +91,27 @@ def test_a_prediction_has_these_fields() -> None:
     assert {field.name for field in fields(Prediction)} == set(names(FIELDS)) - {PATH.name, ERROR.name}
 
 
-@pytest.mark.parametrize("answer", ANSWERS[:2], ids=["known", "unknown"])
-def test_rows_and_json_lines(answer: FileAnswer) -> None:
-    check(row_of(answer), [field for field in FILE if field != ERROR])
-    check(json.loads(as_json(answer)), [field for field in TERMINAL if field != ERROR])
+@pytest.mark.parametrize("result", RESULTS[:2], ids=["known", "unknown"])
+def test_rows_and_json_lines(result: FileResult) -> None:
+    check(row_of(result), [field for field in FILE if field != ERROR])
+    check(json.loads(as_json(result)), [field for field in TERMINAL if field != ERROR])
 
 
 def test_a_file_that_cannot_be_read_has_a_path_and_an_error() -> None:
-    assert row_of(ANSWERS[2]) == json.loads(as_json(ANSWERS[2])) == {"path": "c.png", "error": "not an image"}
+    assert row_of(RESULTS[2]) == json.loads(as_json(RESULTS[2])) == {"path": "c.png", "error": "not an image"}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_files(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"out{suffix}"
     with open_output(file, names(FILE), {}) as output:
-        for answer in ANSWERS:
-            output.add(row_of(answer))
+        for result in RESULTS:
+            output.add(row_of(result))
         output.finish()
     if suffix == ".jsonl":
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         assert [list(line) for line in lines] == [names(FILE)] * 3
-        assert lines[1]["top"] == row_of(ANSWERS[1])["top"]
+        assert lines[1]["top"] == row_of(RESULTS[1])["top"]
     elif suffix == ".csv":
         assert list(pd.read_csv(file).columns) == names(FILE)
     else:

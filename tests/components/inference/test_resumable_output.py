@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.errors import IntaglioError
-from components.inference import resumable_output as module
 from components.inference.image_paths import listed_paths
 from components.inference.prediction_files import COLUMNS, FORMATS, Format
 from components.inference.resumable_output import INDEX, Done, check_output, open_output, parts_folder
@@ -35,23 +35,23 @@ class KilledError(Exception):
 
 def write(file: Path, paths: list[str], stop: int | None = None) -> None:
     """One process of a run: what is done is skipped; `stop` rows later it is interrupted."""
-    with open_output(file, list(COLUMNS), RUN) as results:
-        todo = [path for path in paths if not results.done.take(path)]
+    with open_output(file, list(COLUMNS), RUN) as output:
+        todo = [path for path in paths if not output.done.take(path)]
         for number, path in enumerate(todo):
             if number == stop:
                 raise KilledError
-            results.add({"path": path, "label": path.upper()})
-        results.finish()
+            output.add({"path": path, "label": path.upper()})
+        output.finish()
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_keeps_every_value(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"out{suffix}"
-    with open_output(file, list(COLUMNS), RUN) as results:
+    with open_output(file, list(COLUMNS), RUN) as output:
         for row in ROWS:
-            results.add(row | ({"top": GUESSES} if row.get("task") else {}))
-            results.flush()
-        results.finish()
+            output.add(row | ({"top": GUESSES} if row.get("task") else {}))
+            output.flush()
+        output.finish()
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     read = {
         ".parquet": pd.read_parquet,
@@ -97,24 +97,23 @@ def test_exactly_once_whatever_the_order_and_the_interruptions(
     assert Counter(listed_paths(file)) == Counter(paths)
 
 
-def test_rows_reach_the_disk_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 10)
-    with open_output(tmp_path / "out.jsonl", list(COLUMNS), RUN) as results:
+def test_rows_reach_the_disk_while_the_run_goes_on(tmp_path: Path) -> None:
+    with open_output(tmp_path / "many.jsonl", list(COLUMNS), RUN, part_rows=10) as output:
         for number in range(25):
-            results.add({"path": str(number)})
-        assert len(list(results.folder.glob("part-*"))) == 2
-        monkeypatch.setattr(module, "_SECONDS", 0.0)
-        results.add({"path": "slow"})
-        assert len(list(results.folder.glob("part-*"))) == 3
+            output.add({"path": str(number)})
+        assert len(list(output.folder.glob("part-*"))) == 2
+    with open_output(tmp_path / "slow.jsonl", list(COLUMNS), RUN, part_seconds=0.0) as output:
+        output.add({"path": "slow"})
+        assert len(list(output.folder.glob("part-*"))) == 1
 
 
 def test_joined_row_groups_are_large(tmp_path: Path) -> None:
     file = tmp_path / "out.parquet"
-    with open_output(file, ["path"], RUN) as results:
+    with open_output(file, ["path"], RUN) as output:
         for number in range(30):
-            results.add({"path": str(number)})
-            results.flush()
-        results.finish()
+            output.add({"path": str(number)})
+            output.flush()
+        output.finish()
     assert pq.ParquetFile(file).num_row_groups == 1
 
 
@@ -156,37 +155,42 @@ def test_what_may_be_done_with_a_file(tmp_path: Path) -> None:
         check_output(tmp_path / "out.xls", resume=False)
 
 
-@pytest.mark.parametrize("point", ["join", "part", "index"])
-def test_a_kill_at_the_very_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
-    """The file is complete, or the resumed run completes it; what is left over is swept."""
+def test_a_kill_after_the_file_is_joined(tmp_path: Path) -> None:
+    """The parts are all there still: the resumed run joins them once more."""
     file = tmp_path / "out.csv"
-    if point == "join":
-        monkeypatch.setattr(module, "_remove", kill)
-    else:
-        unlink = Path.unlink
-        name = INDEX if point == "index" else "part-"
-
-        def unlinked(path: Path, missing_ok: bool = False) -> None:
-            if path.name.startswith(name) and path.parent == parts_folder(file):
-                raise KilledError
-            unlink(path, missing_ok)
-
-        monkeypatch.setattr(Path, "unlink", unlinked)
-    with pytest.raises(KilledError):
-        write(file, ["a", "b"])
-    monkeypatch.undo()
-    assert check_output(file, resume=True) == (point == "join")
-    if point == "join":
-        write(file, ["b", "a"])
+    with open_output(file, list(COLUMNS), RUN) as output:
+        output.add({"path": "a"})
+        output.add({"path": "b"})
+        output.flush()
+        shutil.copytree(output.folder, tmp_path / "before")
+        output.finish()
+    (tmp_path / "before").rename(parts_folder(file))
+    assert check_output(file, resume=True)
+    write(file, ["b", "a"])
     assert Counter(listed_paths(file)) == Counter("ab")
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
-def kill(*_: Any) -> None:
-    raise KilledError
+@pytest.mark.parametrize("name", ["part-", INDEX])
+def test_a_kill_while_the_parts_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The file is complete; the next check removes the rest."""
+    file = tmp_path / "out.csv"
+    unlink = Path.unlink
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith(name) and path.parent == parts_folder(file):
+            raise KilledError
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Path, "unlink", unlinked)
+        write(file, ["a", "b"])
+    assert not check_output(file, resume=True)
+    assert Counter(listed_paths(file)) == Counter("ab")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_an_index_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "out.csv"
     parts_folder(file).mkdir()
     (parts_folder(file) / "part-000000.csv").write_text("path\nmine.png\n")

@@ -17,11 +17,12 @@ from distributed import Client, LocalCluster, WorkerPlugin
 
 from components.errors import IntaglioError
 from components.inference import batch, decoding
-from components.inference.batch import WorkerSettings, answer_chunk
+from components.inference.batch import WorkerSettings, predict_chunk
 from components.inference.image_paths import listed_paths
 from flows.cli.app import run_command
 
 Capture = pytest.CaptureFixture[str]
+IMPATIENT = {"distributed.comm.timeouts.connect": "1s"}
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +108,14 @@ def test_a_file_that_kills_its_worker_gets_an_error(bundle: Path, cluster: Local
 
 
 def test_a_worker_that_sees_another_bundle(bundle: Path) -> None:
-    recipe = WorkerSettings(bundle, "of another bundle", Path(), "cpu", "auto", 1, False)
+    settings = WorkerSettings(bundle, "of another bundle", Path(), "cpu", "auto", 1, False)
     with pytest.raises(IntaglioError, match="another bundle than the one on the client's disk"):
-        answer_chunk(recipe, ["a.png"])
+        predict_chunk(settings, ["a.png"])
 
 
-def test_a_scheduler_that_is_not_there(
-    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setattr("flows.prediction.dask_cluster._CONNECT", 1)
-    assert predict(bundle, "a.png", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9") == 1
+def test_a_scheduler_that_is_not_there(bundle: Path, folder: Path, capsys: Capture) -> None:
+    with dask.config.set(IMPATIENT):
+        assert predict(bundle, "a.png", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9") == 1
     assert "error: --scheduler tcp://127.0.0.1:9: cannot be reached" in capsys.readouterr().err
 
 
@@ -129,10 +128,8 @@ def test_a_scheduler_that_goes_away(
                 cluster.close()
             yield os.fsencode(f"{path}\n")
 
-    monkeypatch.setattr("flows.prediction.dask_cluster._CONNECT", 1)
-    settings = {"distributed.comm.timeouts.connect": "1s"}
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    with dask.config.set(settings), LocalCluster(**options) as cluster:
+    with dask.config.set(IMPATIENT), LocalCluster(**options) as cluster:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines(cluster)))
         scheduled = ("--engine", "dask", "--scheduler", cluster.scheduler_address)
         assert predict(bundle, "-", "--output", "out.csv", *scheduled) == 1

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ import pytest
 from PIL import Image
 
 from components.errors import IntaglioError
-from components.inference.image_paths import listed_paths
+from components.inference.image_paths import Inputs, listed_paths
 from components.inference.predictor import Prediction, Predictor
 from flows.cli.app import run_command
+from flows.prediction.predict_to_file import predict_to_file
+from flows.prediction.request import PredictionRequest
 
 Capture = pytest.CaptureFixture[str]
 
@@ -216,13 +219,16 @@ def test_rows_of_images_that_are_named_no_longer_are_kept_and_mentioned(
 def test_the_bundle_is_part_of_a_run(
     predict: Any, bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    other = pictures.parent / "other"
+    shutil.copytree(bundle, other)
+    index = json.loads((other / "bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps(index | {"tasks": dict(reversed(index["tasks"].items()))}))
     monkeypatch.setattr(Predictor, "predict_pixels", lambda *_: (_ for _ in ()).throw(IntaglioError("out of memory")))
     status, _, err = predict("in", "--output", "o.parquet")
     assert (status, "error: out of memory" in err) == (1, True)
-    monkeypatch.setattr("flows.prediction.predict_to_file.fingerprint", lambda _: "of another bundle")
-    status, _, err = predict("in", "--output", "o.parquet", "--resume")
+    status, _, err = predict("in", "--output", "o.parquet", "--resume", "--bundle", str(other))
     assert status == 1
-    assert "not 'of another bundle'; repeat it as it was, or remove the folder" in err
+    assert re.search(r"the interrupted run had bundle '\w{64}', not '\w{64}'; repeat it as it was, or remove", err)
 
 
 def test_a_bar_on_a_terminal(predict: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +239,7 @@ def test_a_bar_on_a_terminal(predict: Any, pictures: Path, monkeypatch: pytest.M
     assert "images/s" in err
 
 
-def test_a_line_now_and_then_where_there_is_no_terminal(
-    predict: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.prediction.predict_to_file._LOG_EVERY", 0.0)
-    _, _, err = predict("in", "--output", "o.csv")
-    assert re.search(r"^3 images, [\d.,]+ images/s$", err, re.MULTILINE)
+def test_a_line_now_and_then_where_there_is_no_terminal(bundle: Path, pictures: Path, capsys: Capture) -> None:
+    request = PredictionRequest(Inputs(("in",)), bundle, device="cpu")
+    assert predict_to_file(request, Path("o.csv"), log_seconds=0.0) == 0
+    assert re.search(r"^3 images, [\d.,]+ images/s$", capsys.readouterr().err, re.MULTILINE)

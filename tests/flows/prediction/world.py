@@ -33,9 +33,12 @@ def make_bundle(root: Path) -> Path:
 
 def start(folder: Path, *arguments: str, rows: int = 4096) -> subprocess.Popen[str]:
     """Start the console command in `folder`, in a group of its own; its output's parts have `rows` rows."""
-    # Whoever is started in the background of a script inherits an ignored SIGINT, these tests included.
+    # A process in the background of a script inherits an ignored SIGINT, these tests included.
     signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    few_rows = f"from components.inference import resumable_output; resumable_output._ROWS = {rows}"
+    few_rows = (
+        "from functools import partial; from flows.prediction import predict_to_file as command; "
+        f"command.open_output = partial(command.open_output, part_rows={rows})"
+    )
     code = f"{signals}; {few_rows}; from flows.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

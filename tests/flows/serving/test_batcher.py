@@ -1,4 +1,4 @@
-"""Micro-batching: which images are predicted together, when, and what disturbs whom."""
+"""Micro-batching: which images are predicted together, when, and what affects what."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 20.0  # seconds; a busy machine may need some
 
 @dataclass
 class Gate:
-    """Stands for a model: a cell is a number, its answer the same number; a negative cell is a broken image.
+    """Stands for a model: an image is a number, its label the same number; a negative number is a broken image.
 
     Predicting waits for `open`; the number 13 makes a batch fail.
     """
@@ -35,13 +35,13 @@ class Gate:
     open: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[tuple[list[int], bool]] = field(default_factory=list)
-    decode: Callable[[int], None] = lambda _cell: None
+    decode: Callable[[int], None] = lambda _image: None
 
-    def pixels(self, cell: int) -> Pixels:
-        self.decode(cell)
-        if cell < 0:
-            raise ImageError(f"broken {cell}")
-        return np.array([cell])
+    def pixels(self, image: int) -> Pixels:
+        self.decode(image)
+        if image < 0:
+            raise ImageError(f"broken {image}")
+        return np.array([image])
 
     @property
     def predictor(self) -> Gate:
@@ -79,9 +79,9 @@ DEFAULT = AnswerOptions()
 
 
 def send(
-    batcher: MicroBatcher, model: Gate, cells: Sequence[int], wish: AnswerOptions = DEFAULT
+    batcher: MicroBatcher, model: Gate, images: Sequence[int], options: AnswerOptions = DEFAULT
 ) -> list[Future[Prediction]]:
-    return batcher.submit(cells, cast(ServedModel, model), wish)
+    return batcher.submit(images, cast(ServedModel, model), options)
 
 
 def labels(answers: Sequence[Future[Prediction]]) -> list[Any]:
@@ -105,7 +105,7 @@ def test_an_idle_server_predicts_at_once_whatever_the_delay(make: Callable[..., 
 def test_it_waits_for_a_request_on_its_way_but_not_for_ever(make: Callable[..., MicroBatcher], gate: Gate) -> None:
     gate.open.set()
     batcher = make(delay=0.2)
-    with batcher.receiving():  # somebody's body is being read
+    with batcher.receiving():  # another request's body is being read
         start = time.monotonic()
         assert labels(send(batcher, gate, [7])) == ["7"]
         assert time.monotonic() - start >= 0.2
@@ -113,7 +113,7 @@ def test_it_waits_for_a_request_on_its_way_but_not_for_ever(make: Callable[..., 
 
 def test_it_waits_for_the_images_of_the_same_request(make: Callable[..., MicroBatcher], gate: Gate) -> None:
     gate.open.set()
-    gate.decode = lambda cell: time.sleep(0.02 * cell)
+    gate.decode = lambda image: time.sleep(0.02 * image)
     batcher = make(batch=8, delay=PATIENCE, decoders=1)
     assert labels(send(batcher, gate, [0, 1, 2])) == ["0", "1", "2"]
     assert gate.batches == [([0, 1, 2], False)]
@@ -159,7 +159,7 @@ def test_each_image_gets_as_many_guesses_as_it_asked_for(make: Callable[..., Mic
     assert len(gate.batches) == 2
 
 
-def test_a_broken_image_disturbs_nobody(make: Callable[..., MicroBatcher], gate: Gate) -> None:
+def test_a_broken_image_fails_alone(make: Callable[..., MicroBatcher], gate: Gate) -> None:
     gate.open.set()
     good, bad, other = send(make(), gate, [1, -1, 2])
     assert labels([good, other]) == ["1", "2"]
@@ -233,7 +233,7 @@ def test_every_image_gets_its_own_answer_or_error(
     gate, batcher = Gate(), MicroBatcher(batch, 0.001, 1000, decoders, lambda _size, _seconds: None)
     gate.open.set()
     try:
-        sent = [send(batcher, gate, cells, AnswerOptions(force=len(cells) > 3)) for cells in requests]
+        sent = [send(batcher, gate, images, AnswerOptions(force=len(images) > 3)) for images in requests]
         for number in drop & set(range(len(sent))):
             for answer in sent[number]:
                 answer.cancel()
@@ -241,14 +241,14 @@ def test_every_image_gets_its_own_answer_or_error(
         until(lambda: batcher.depth == 0)
     finally:
         batcher.close()
-    for number, (cells, answers) in enumerate(zip(requests, sent, strict=True)):
-        for cell, answer in zip(cells, answers, strict=True):
+    for number, (images, answers) in enumerate(zip(requests, sent, strict=True)):
+        for image, answer in zip(images, answers, strict=True):
             if answer.cancelled():
                 assert number in drop
-            elif cell < 0:
+            elif image < 0:
                 assert isinstance(answer.exception(), ImageError)
             else:
-                company = next(images for images, _ in gate.batches if cell in images)
-                assert answer.exception() is not None or answer.result().label == str(cell)
-                assert answer.exception() is None or cell == 13 or any(13 in images for images, _ in gate.batches)
+                company = next(together for together, _ in gate.batches if image in together)
+                assert answer.exception() is not None or answer.result().label == str(image)
+                assert answer.exception() is None or image == 13 or any(13 in together for together, _ in gate.batches)
                 assert len(company) <= batch

@@ -25,7 +25,7 @@ from flows.registry.register import SIGNATURE
 from flows.serving.app import create_app
 from flows.serving.batcher import MicroBatcher
 from flows.serving.metrics import Metrics
-from flows.serving.middleware import Watch
+from flows.serving.middleware import ServiceMiddleware
 from flows.serving.reload import Follower
 from flows.serving.run import Options, load_version
 from flows.serving.served_model import Folder
@@ -63,7 +63,7 @@ def site(world_template: World) -> Iterator[Site]:
     batcher = MicroBatcher(4, 0.005, LIMIT, 2, metrics.batch)
     follower = Follower(source, lambda version: load_version(source, Options(device="cpu"), version), metrics, 5.0)
     service = Service(batcher, follower, metrics, body_seconds=5.0)
-    app = Watch(create_app(service, nothing), service, max_body=200_000)
+    app = ServiceMiddleware(create_app(service, nothing), service, max_body=200_000)
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.post("/predict", content=b"x", headers={"Content-Type": "image/png"}).status_code == 503
         assert client.get("/health").json()["status"] == "loading"
