@@ -8,7 +8,7 @@ from typing import Protocol
 
 from components.arrays import Embeddings, Indices
 from components.lab.embedded_images import ImageRows
-from components.lab.task_sequence import TaskData
+from components.lab.task_sequence import ArrivingTask
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Method(Protocol):
     An answer depends on the image alone, not on the other images of the same call.
     """
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn the next task."""
 
     def predict(self, images: ImageRows) -> TaskAndClass:
@@ -41,7 +41,7 @@ class Method(Protocol):
 class Representation(Protocol):
     """The space in which one classifier over all classes works."""
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn the next task."""
 
     def embed(self, images: ImageRows) -> Embeddings:
@@ -59,7 +59,7 @@ Embed = Callable[[int | None, ImageRows], Embeddings]
 class Frozen:
     """The frozen backbone's embeddings h_0."""
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn nothing."""
 
     def embed(self, images: ImageRows) -> Embeddings:

@@ -23,7 +23,7 @@ from components.lab.retrieval_signatures import (
 from components.lab.retrieve_then_classify import RetrieveThenClassify
 from components.lab.rivals import Ease, FirstLora, Joint, OneLora
 from components.lab.single_classifier import CosineMeans, Flat, RandomRidge, Scorer, StreamingLda
-from components.lab.task_sequence import TaskData
+from components.lab.task_sequence import ArrivingTask
 from components.signatures.statistics import Statistics
 
 Settings = Mapping[str, Any]  # one point of a method's grid
@@ -114,7 +114,7 @@ def _shared(store: ModuleStore, seed: int, point: Settings) -> RetrievalSignatur
     """Retrieve in the frozen space and, beside it, under the first task's module, as by default."""
     first = FirstLora(store, seed)
 
-    def compact(task: TaskData) -> Statistics:
+    def compact(task: ArrivingTask) -> Statistics:
         first.learn(task)
         return store.compact_statistics(task, first.name)
 
@@ -124,7 +124,7 @@ def _shared(store: ModuleStore, seed: int, point: Settings) -> RetrievalSignatur
 def _trunk_of(pooled: PooledClasses) -> PooledClasses:
     """Restrict a signature to the trunk's part of its statistics."""
 
-    def compact(task: TaskData) -> Statistics:
+    def compact(task: ArrivingTask) -> Statistics:
         return pooled.statistics(task).first(task.train.images.embedded.trunk_width)
 
     return PooledClasses(trunk_part, compact)

@@ -19,7 +19,7 @@ from components.config import BASE, Config
 from components.fingerprint import code_fingerprint
 from components.io import read_json, sha256_bytes, sha256_file, write_json
 from components.lab.embedded_images import ImageRows, tail_of
-from components.lab.task_sequence import Labelled, TaskData
+from components.lab.task_sequence import ArrivingTask, Labelled
 from components.modules import low_rank
 from components.modules.multi_module_vit import MultiModuleViT
 from components.signatures.classifier import Classifier
@@ -53,7 +53,7 @@ class ModuleStore:
     _classifiers: dict[tuple[str | None, str, bool], Classifier] = field(default_factory=dict)
     _statistics: dict[tuple[str | None, str], Statistics] = field(default_factory=dict)
 
-    def classifier(self, name: str | None, task: TaskData, ensemble: bool = False) -> Classifier:
+    def classifier(self, name: str | None, task: ArrivingTask, ensemble: bool = False) -> Classifier:
         """Fit a classifier of a task's classes, once.
 
         Args:
@@ -66,7 +66,7 @@ class ModuleStore:
             self._classifiers[key] = self._classify(name, task, ensemble)
         return self._classifiers[key]
 
-    def compact_statistics(self, task: TaskData, shared: str | None = None) -> Statistics:
+    def compact_statistics(self, task: ArrivingTask, shared: str | None = None) -> Statistics:
         """Fit statistics of a task on h_0 (see `shared`), with the compact scatter that the pipeline stores."""
         key = shared, _digest(task)
         if key not in self._statistics:
@@ -76,7 +76,7 @@ class ModuleStore:
             self._statistics[key] = replace(found, scatter=scatter)
         return self._statistics[key]
 
-    def module(self, task: TaskData, previous: str, seed: int) -> str:
+    def module(self, task: ArrivingTask, previous: str, seed: int) -> str:
         """Train a task's module, unless it exists.
 
         Args:
@@ -140,7 +140,7 @@ class ModuleStore:
             ]
         )
 
-    def _name(self, task: TaskData, previous: str, seed: int) -> str:
+    def _name(self, task: ArrivingTask, previous: str, seed: int) -> str:
         finetune = self.config.finetune.model_dump(exclude={"max_rank"})
         facts = [self._base, finetune, _digest(task), previous, seed]
         return f"{task.name}-{sha256_bytes(json.dumps(facts).encode())[:20]}"
@@ -152,7 +152,7 @@ class ModuleStore:
             low_rank.cut_module(self._modules, name, cut, self.fresh_vit(), self.config.finetune.max_rank)
         return cut
 
-    def _train(self, name: str, task: TaskData, previous: str, seed: int) -> None:
+    def _train(self, name: str, task: ArrivingTask, previous: str, seed: int) -> None:
         settings = self.config.finetune
         splits = TaskSplits(split_of(task.train, settings.views), split_of(task.val), task.classes)
         whole = settings.model_copy(update={"max_rank": settings.past_budget + settings.rank})  # cut when it is used
@@ -160,7 +160,7 @@ class ModuleStore:
         train_module(self._modules, name, previous, splits, self.fresh_vit(), whole, seed, checkpoints)
         checkpoints.clear()
 
-    def _classify(self, name: str | None, task: TaskData, ensemble: bool) -> Classifier:
+    def _classify(self, name: str | None, task: ArrivingTask, ensemble: bool) -> Classifier:
         images, labels = task.train.images, task.train.labels
         if name is None:
             return Classifier.fit(images.h0, labels, task.classes)
@@ -190,7 +190,7 @@ class ModuleStore:
         return tail_of(engine.vit, tail, images.tokens)
 
 
-def _digest(task: TaskData) -> str:
+def _digest(task: ArrivingTask) -> str:
     """Hash a task's images and their classes."""
     images = [
         [[part.images.embedded.sha256[row] for row in part.images.rows], part.labels.tolist()]
@@ -221,7 +221,7 @@ class TaskModules:
     ensemble: bool = False
     _names: list[str] = field(default_factory=list)
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Train the next task's module."""
         previous = self._names[-1] if self.composed and self._names else BASE
         self._names.append(self.store.module(task, previous, self.seed))
@@ -230,7 +230,7 @@ class TaskModules:
         """Embed images under the module of the `number`-th task, or under the frozen backbone (None), (n, d)."""
         return images.h0 if number is None else self.store.embed(self._names[number], images)
 
-    def classifier(self, number: int, task: TaskData) -> Classifier:
+    def classifier(self, number: int, task: ArrivingTask) -> Classifier:
         """Return the task's classifier under its own module."""
         return self.store.classifier(self._names[number], task, self.ensemble)
 
@@ -245,14 +245,14 @@ class NoModules:
 
     store: ModuleStore
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn nothing."""
 
     def embed(self, number: int | None, images: ImageRows) -> Embeddings:
         """Return h_0 of images, whatever the task."""
         return images.h0
 
-    def classifier(self, number: int, task: TaskData) -> Classifier:
+    def classifier(self, number: int, task: ArrivingTask) -> Classifier:
         """Return the task's discriminants on h_0."""
         return self.store.classifier(None, task)
 

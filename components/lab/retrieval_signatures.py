@@ -17,7 +17,7 @@ from components.arrays import Embeddings, Matrix
 from components.config import SignatureSettings as Settings
 from components.lab.embedded_images import ImageRows
 from components.lab.method import Embed
-from components.lab.task_sequence import TaskData
+from components.lab.task_sequence import ArrivingTask
 from components.retrieval.pooled import LinearRetriever, PooledRetriever
 from components.signatures.classifier import Classifier
 from components.signatures.mixture import Mixture
@@ -28,7 +28,7 @@ from components.signatures.statistics import Statistics
 class RetrievalSignature(Protocol):
     """What is kept of every task for retrieval; nothing is learned that could forget."""
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Add the next task, whose module `embed` knows already."""
 
     def scores(self, images: ImageRows, embed: Embed) -> Matrix:
@@ -64,16 +64,16 @@ class PooledClasses:
     """
 
     space: Space = whole
-    compact: Callable[[TaskData], Statistics] | None = None
+    compact: Callable[[ArrivingTask], Statistics] | None = None
     _tasks: list[Statistics] = field(default_factory=list)
     _fitted: LinearRetriever | None = None
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Add the task's counts, means and scatter."""
         self._tasks.append(self.statistics(task))
         self._fitted = None
 
-    def statistics(self, task: TaskData) -> Statistics:
+    def statistics(self, task: ArrivingTask) -> Statistics:
         """Return what is added of a task."""
         if self.compact is not None:
             return self.compact(task)
@@ -112,7 +112,7 @@ class PooledComponents:
     _tasks: list[Statistics] = field(default_factory=list)
     _fitted: LinearRetriever | None = None
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Fit the mixture, and give every image to its nearest component."""
         h = task.train.images.h0
         nearest = _nearest(h, Mixture.fit(h, self.settings, self.seed).centroids)
@@ -143,7 +143,7 @@ class Centroids:
     seed: int
     _centroids: list[Matrix] = field(default_factory=list)
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Cluster the task's images."""
         h = task.train.images.h0.astype(np.float64)
         self._centroids.append(
@@ -171,7 +171,7 @@ class Density:
     adapted: bool
     _mixtures: list[Mixture] = field(default_factory=list)
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Fit the task's mixture."""
         h = embed(len(self._mixtures) if self.adapted else None, task.train.images)
         self._mixtures.append(Mixture.fit(h, self.settings, self.seed))
@@ -197,7 +197,7 @@ class TwoStage:
     second: RetrievalSignature
     kept: int = 2
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Add the task to both."""
         self.first.add(task, embed)
         self.second.add(task, embed)
@@ -219,7 +219,7 @@ class Entropy:
 
     _classifiers: list[Classifier] = field(default_factory=list)
 
-    def add(self, task: TaskData, embed: Embed) -> None:
+    def add(self, task: ArrivingTask, embed: Embed) -> None:
         """Fit the task's classifier, its temperature on validation."""
         number, train, val = len(self._classifiers), task.train, task.val
         classifier = Classifier.fit(embed(number, train.images), train.labels, task.classes)

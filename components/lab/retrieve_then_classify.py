@@ -11,20 +11,20 @@ from components.arrays import Embeddings, Indices
 from components.lab.embedded_images import ImageRows
 from components.lab.method import TaskAndClass
 from components.lab.retrieval_signatures import PooledClasses, RetrievalSignature
-from components.lab.task_sequence import TaskData
+from components.lab.task_sequence import ArrivingTask
 from components.signatures.classifier import Classifier
 
 
 class PerTask(Protocol):
     """The spaces in which each task classifies its own images."""
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn the next task's space."""
 
     def embed(self, number: int | None, images: ImageRows) -> Embeddings:
         """Embed images as the `number`-th task does, or as the frozen backbone does (None), (n, d)."""
 
-    def classifier(self, number: int, task: TaskData) -> Classifier:
+    def classifier(self, number: int, task: ArrivingTask) -> Classifier:
         """Return the classifier of the `number`-th task in the space of that task."""
 
     def stored_bytes(self) -> int:
@@ -43,7 +43,7 @@ class RetrieveThenClassify:
     pooled_trunk: PooledClasses | None = None
     _classifiers: list[Classifier] = field(default_factory=list)
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn module, signature and classifier of the next task."""
         number = len(self._classifiers)
         self.modules.learn(task)

@@ -14,7 +14,7 @@ from components.lab.embedded_images import ImageRows, tail_of
 from components.lab.method import TaskAndClass
 from components.lab.module_store import ModuleStore, TaskModules, split_of
 from components.lab.single_classifier import Scorer, unit_rows
-from components.lab.task_sequence import Labelled, TaskData
+from components.lab.task_sequence import ArrivingTask, Labelled
 from components.modules import adapted_linear
 from components.training import loop
 from components.training.checkpoint import Checkpoints
@@ -31,7 +31,7 @@ class OneLora:
     _trained: adapted_linear.Trainable | None = None
     _bytes: int = 0
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Go on training the same factors on the next task."""
         settings = self.store.config.finetune
         if self._vit is None or self._trained is None:
@@ -68,7 +68,7 @@ class FirstLora:
     seed: int
     name: str | None = None
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Train on the first task; learn nothing of the others."""
         if self.name is None:
             self.name = self.store.module(task, BASE, self.seed)
@@ -90,10 +90,10 @@ class Joint:
     store: ModuleStore
     make_scorer: Callable[[], Scorer]
     seed: int
-    _tasks: list[TaskData] = field(default_factory=list)
+    _tasks: list[ArrivingTask] = field(default_factory=list)
     _trained: tuple[str, Scorer] | None = None
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Keep the data of the next task."""
         self._tasks.append(task)
         self._trained = None
@@ -130,7 +130,7 @@ class Joint:
     def _first(self) -> Indices:
         return np.concatenate([[0], np.cumsum([task.classes for task in self._tasks])])[:-1]
 
-    def _union(self) -> TaskData:
+    def _union(self) -> ArrivingTask:
         first = self._first()
 
         def joined(parts: list[Labelled]) -> Labelled:
@@ -140,7 +140,7 @@ class Joint:
 
         classes = sum(task.classes for task in self._tasks)
         train_part = joined([task.train for task in self._tasks])
-        return TaskData("joint", classes, train_part, joined([task.val for task in self._tasks]))
+        return ArrivingTask("joint", classes, train_part, joined([task.val for task in self._tasks]))
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Ease:
     others: float
     _means: dict[tuple[int, int], Vector] = field(default_factory=dict)  # (space, task of the classes) -> (C, d)
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Train a module, take the classes' means in all spaces, and compose old classes' means in the new space."""
         number = self._tasks()
         self.modules.learn(task)

@@ -12,7 +12,7 @@ from scipy.linalg import cho_factor, cho_solve
 from components.arrays import Embeddings, Indices, Labels, Matrix
 from components.lab.embedded_images import ImageRows
 from components.lab.method import Representation, TaskAndClass
-from components.lab.task_sequence import TaskData
+from components.lab.task_sequence import ArrivingTask
 from components.signatures.classifier import Classifier
 from components.signatures.statistics import Statistics, pooled_covariance, pooled_scatter
 
@@ -44,7 +44,7 @@ class Flat:
     representation: Representation
     _task_of_class: list[int] = field(default_factory=list)  # the task of each class
 
-    def learn(self, task: TaskData) -> None:
+    def learn(self, task: ArrivingTask) -> None:
         """Learn the next task."""
         self.representation.learn(task)
         number = self._task_of_class[-1] + 1 if self._task_of_class else 0

@@ -29,7 +29,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class TaskData:
+class ArrivingTask:
     """What a method gets of a task when it arrives, and never again afterwards."""
 
     name: str
@@ -42,7 +42,7 @@ class TaskData:
 class TaskSequence:
     """The tasks in order of arrival; `test[k]` belongs to `tasks[k]`."""
 
-    tasks: tuple[TaskData, ...]
+    tasks: tuple[ArrivingTask, ...]
     test: tuple[Labelled, ...]
 
 
@@ -85,7 +85,7 @@ def make_task_sequence(
         learned = _capped(fresh, caps.train)
         held_out = _validation(learned, seed)
         train, val = (_labelled(learned[mask], classes, embedded) for mask in (~held_out, held_out))
-        tasks.append(TaskData(name, len(classes), train, val))
+        tasks.append(ArrivingTask(name, len(classes), train, val))
         tests.append(_labelled(_capped(known[known["split"] == "test"], caps.test), classes, embedded))
     return TaskSequence(tuple(tasks), tuple(tests))
 

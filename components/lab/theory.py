@@ -12,7 +12,7 @@ from scipy.stats import kurtosis, norm
 from components.arrays import Matrix
 from components.config import Config
 from components.evaluation.certificate import confusion_bound, measured_confusion, separation
-from components.lab.task_sequence import Labelled, TaskData, TaskSequence
+from components.lab.task_sequence import ArrivingTask, Labelled, TaskSequence
 from components.retrieval.pooled import PooledRetriever
 from components.signatures.statistics import Statistics
 from components.signatures.support import Support
@@ -53,7 +53,7 @@ def theory(sequence: TaskSequence, config: Config, seed: int) -> dict[str, Any]:
     }
 
 
-def _statistics(task: TaskData) -> Statistics:
+def _statistics(task: ArrivingTask) -> Statistics:
     return Statistics.fit(task.train.images.h0, task.train.labels, task.classes)
 
 
@@ -69,7 +69,7 @@ def _separation_of(statistics: Sequence[Statistics], test: Sequence[Labelled]) -
     }
 
 
-def _kurtosis(task: TaskData) -> dict[str, float]:
+def _kurtosis(task: ArrivingTask) -> dict[str, float]:
     """Measure excess kurtosis of within-class residuals along their first principal directions."""
     h = task.train.images.h0.astype(np.float64)
     residual = h - _statistics(task).means[task.train.labels]
