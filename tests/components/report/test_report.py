@@ -23,7 +23,7 @@ from components.config import Config, Stream, Task
 from components.errors import IntaglioError
 from components.io import read_json, write_json, write_table
 from components.params import load_config
-from components.report import report
+from components.report.examples import examples_of
 from components.report.report import number, percent, points, title, write_report
 
 ROOT = Path(__file__).parents[3]
@@ -367,7 +367,7 @@ def test_images_that_are_gone_or_damaged_leave_a_placeholder(one: tuple[Path, Co
 def test_examples_show_every_class_and_the_surest_mistakes(one: tuple[Path, Config]) -> None:
     root, config = one
     predictions = pd.read_parquet(root / "reports/predictions.parquet")
-    shown = report._examples(root, config, "animals", predictions)
+    shown = examples_of(root, config, "animals", predictions)
     assert {example.label for example in shown["right"]} == {"oak", "elm", "fir", "ash"}
     assert all(example.tiny for example in shown["right"])  # 28 pixels
     wrong = predictions[~predictions["correct"]]["probability"].sort_values(ascending=False)

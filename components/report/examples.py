@@ -1,0 +1,90 @@
+"""Test images with their predictions: some right ones, and the wrong ones that were most confident."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from components.config import Config
+from components.data.images import ImageError, Limits, open_image
+from components.io import sha256_bytes
+
+THUMBNAIL = 96  # pixels, the longer side
+TINY = 48  # images smaller than this are shown as crisp squares instead of being smoothed
+EXAMPLES = 240  # thumbnails on the page, over all tasks
+EXAMPLES_PER_SIDE = 8  # of one task: at most so many right and so many wrong ones
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test image with its prediction.
+
+    Attributes:
+        picture: Thumbnail as a data URI; "" if the image cannot be read.
+        tiny: Whether it is shown as crisp squares.
+        label: Its true class.
+        predicted: The predicted class.
+        retrieved: The retrieved task where that is another one; else "".
+        probability: Of the prediction.
+    """
+
+    picture: str
+    tiny: bool
+    label: str
+    predicted: str
+    retrieved: str
+    probability: float
+
+
+def examples_of(root: Path, config: Config, task: str, predictions: pd.DataFrame) -> dict[str, Any]:
+    """Choose right predictions, spread over the classes, and the wrong ones that were most confident.
+
+    Args:
+        root: the project, in which the images lie.
+        config: its settings.
+        task: whose test images are shown.
+        predictions: of all tasks' test images.
+
+    Returns:
+        task, count_right, count_wrong, and the Examples `right` and `wrong`.
+    """
+    side = min(EXAMPLES_PER_SIDE, max(1, EXAMPLES // (2 * len(config.tasks))))
+    table = predictions[predictions["task"] == task]
+    correct = table["correct"].astype(bool)
+    right, wrong = table[correct], table[~correct]
+    right = right.assign(draw=[sha256_bytes(str(path).encode()) for path in right["path"]]).sort_values("draw")
+    right = right.assign(turn=right.groupby("label").cumcount()).sort_values(["turn", "draw"])
+    wrong = wrong.sort_values(["probability", "path"], ascending=[False, True])
+    folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
+    return {
+        "task": task,
+        "count_right": len(right),
+        "count_wrong": len(wrong),
+        "right": [_example(folder, limits, row) for row in right.head(side).itertuples()],
+        "wrong": [_example(folder, limits, row) for row in wrong.head(side).itertuples()],
+    }
+
+
+def _example(folder: Path, limits: Limits, row: Any) -> Example:
+    retrieved = "" if row.retrieved_task == row.task else str(row.retrieved_task)
+    picture, tiny = _thumbnail(folder / str(row.path), limits)
+    return Example(picture, tiny, str(row.label), str(row.predicted_label), retrieved, float(row.probability))
+
+
+def _thumbnail(path: Path, limits: Limits) -> tuple[str, bool]:
+    """Return a data URI ("" where the image is gone or cannot be decoded), and whether the image is tiny."""
+    try:
+        image = open_image(path, limits)
+    except (ImageError, OSError):
+        return "", False
+    tiny = max(image.size) < TINY
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=tiny, quality=78, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), tiny
