@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect_servers import copy_database
 from synthetic import REPOSITORY, Project
 
 from components.errors import IntaglioError
@@ -184,8 +186,9 @@ def test_an_interrupted_run_leaves_no_stage(done: Project, number: signal.Signal
         pass
 
 
-def test_a_killed_run_leaves_no_process_behind(done: Project) -> None:
+def test_a_killed_run_leaves_no_process_behind(done: Project, prefect_template: Path) -> None:
     """SIGKILL: the kernel closes a pipe, and the supervisors end the stage and Prefect's server."""
+    copy_database(prefect_template, done.root)
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "sleep")
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -12,21 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from prefect_servers import copy_database, end
 from synthetic import Project
 
 from components.errors import IntaglioError
-from flows.pipeline.prefect_server import PrefectServer, healthy, start_server
+from flows.pipeline.prefect_server import healthy, start_server
 from tests.flows.pipeline.test_stage_process import wait_for
 
 ASLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
-
-
-def end(server: PrefectServer) -> None:
-    """Close the pipe, as the kernel does when we die."""
-    assert server.process is not None
-    assert server.process.stdin is not None
-    server.process.stdin.close()
-    server.process.wait(20)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +44,10 @@ def test_it_answers_and_ends_with_the_process_that_started_it(tmp_path: Path) ->
         later.wait()
 
 
-def test_a_server_that_dies_in_the_middle_of_a_run_comes_back_and_the_run_ends_well(done: Project) -> None:
+def test_a_server_that_dies_in_the_middle_of_a_run_comes_back_and_the_run_ends_well(
+    done: Project, prefect_template: Path
+) -> None:
+    copy_database(prefect_template, done.root)
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "pause")
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from prefect_servers import copy_database
 from synthetic import REPOSITORY, Project
 
 from flows.pipeline import flow
@@ -28,7 +29,8 @@ def intaglio(project: Project, *arguments: str) -> subprocess.Popen[str]:
     return start(project, "-c", "from flows.cli.app import main; main()", *arguments)
 
 
-def test_beside_a_run_everything_that_writes_is_refused_with_one_line(done: Project) -> None:
+def test_beside_a_run_everything_that_writes_is_refused_with_one_line(done: Project, prefect_template: Path) -> None:
+    copy_database(prefect_template, done.root)
     done.measure('{"accuracy_final": 0.7}')
     done.fault("evaluate", "pause")
     first = intaglio(done, "run")
