@@ -1,6 +1,6 @@
-"""Other views of an image: what may be learned from, and is named like the image itself.
+"""Other views of an image, for training: augmentation that can be repeated.
 
-A view follows from the image and its number alone, so that what was made of it can be kept.
+A view follows from the image's content and the view's number alone, so that what is computed from it can be kept.
 """
 
 from __future__ import annotations
@@ -22,9 +22,18 @@ _FINE = 2  # times the size at which it is turned, so that resampling twice does
 
 
 def view(image: Image.Image, size: int, digest: str, number: int) -> NDArray[np.uint8]:
-    """The `number`-th view of an image with sha256 `digest`, (size, size, 3); 0 is the image itself.
+    """Make one view of an image: turned, moved, scaled and lit a little differently.
 
-    Turned, moved, scaled and lit a little differently; beyond its border its edge goes on.
+    Beyond the image's border its edge goes on.
+
+    Args:
+        image: upright, RGB.
+        size: side of the result, pixels.
+        digest: hex sha256 of the image's file, from which the change is drawn.
+        number: which view; 0 is the image itself.
+
+    Returns:
+        (size, size, 3) uint8.
     """
     if number == 0:
         return to_square(image, size)

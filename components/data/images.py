@@ -25,12 +25,12 @@ _FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", 
 
 
 class ImageError(IntaglioError):
-    """One image cannot be used; the message names the problem."""
+    """An image that cannot be used; the message names the problem."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image may cost: `max_pixels` and `max_bytes` of the file; `min_side` in pixels."""
+    """What an image may cost: its most pixels, its file's most bytes, and its shorter side in pixels at least."""
 
     max_pixels: int
     max_bytes: int
@@ -38,14 +38,23 @@ class Limits:
 
     @classmethod
     def of(cls, data: Data) -> Limits:
-        """The limits that params.yaml sets in its section `data`."""
+        """Return the limits that params.yaml sets in its section `data`."""
         return cls(max_pixels=data.max_pixels, max_bytes=data.max_bytes, min_side=data.min_side)
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of one image file. `width`, `height` are of the upright image where it is readable,
-    else as the header claims (0 without a header); `mode` is the stored one; `error` is "" where it is readable.
+    """What is known of an image's file.
+
+    Attributes:
+        sha256: of the file, hex; "" where it cannot be opened.
+        bytes: size of the file.
+        width: of the upright image, pixels; where it is not readable, as the header claims, 0 without a header.
+        height: likewise.
+        mode: Pillow's name for the type of the stored pixels.
+        format: Pillow's name for the type of the file.
+        readable: whether the image can be used.
+        error: why not; "" where it is readable.
     """
 
     sha256: str
@@ -76,7 +85,7 @@ def open_image(source: Path | bytes, limits: Limits) -> Image.Image:
 
 
 def probe(path: Path, limits: Limits) -> ImageFacts:
-    """Hash and fully decode one file; a file that cannot be used is a fact, not an exception."""
+    """Hash and fully decode a file; that it cannot be used is a fact, not an exception."""
     facts = ImageFacts(sha256="", bytes=0, width=0, height=0, mode="", format="", readable=False, error="")
     try:
         facts = replace(facts, bytes=path.stat().st_size, sha256=sha256_file(path))
@@ -120,11 +129,42 @@ def _check_bytes(size: int, limits: Limits) -> None:
         raise ImageError(f"{size} bytes are more than data.max_bytes allows ({limits.max_bytes})")
 
 
+class _WithoutWarnings:
+    """Context in which Pillow does not warn: what matters is raised or recorded. Threads may enter it side by side.
+
+    Warning filters belong to the process, so that one `catch_warnings` per thread would restore them in the wrong
+    order. The first thread in installs the filter, and the last one out removes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._threads == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_without_warnings = _WithoutWarnings()
+
+
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
     """Yield the image with only its header read; whatever goes wrong inside becomes an ImageError."""
     try:
-        with _quiet(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with _without_warnings, Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             yield image
     except ImageError:
         raise
@@ -178,32 +218,3 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ImageError("32-bit pixels have no defined white; save the image with 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings: what matters is raised or recorded.
-
-    Warning filters belong to the process, so that one `catch_warnings` per thread would restore them in the wrong
-    order; the first thread in installs the filter and the last one out removes it.
-    """
-    global _quiet_users, _quiet_filters
-    with _quiet_lock:
-        if _quiet_users == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        _quiet_users += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)

@@ -33,6 +33,11 @@ def ingest(root: Path, config: Config, task: str) -> None:
     The folder is read by the rules of components/data/image_folder.py. What is missing of val and test is carved out of
     train. Unreadable images stay in the table; validation reports them.
 
+    Args:
+        root: the project's folder.
+        config: knows the task's folder, the limits of an image, and the splits' fractions.
+        task: its name in params.yaml.
+
     Raises:
         IntaglioError: an unknown task, or a folder that breaks a rule.
     """
@@ -55,7 +60,7 @@ def ingest(root: Path, config: Config, task: str) -> None:
 
 
 def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Which split each image of one class belongs to: sha256 -> train|val|test.
+    """Draw the split of each image of one class: sha256 -> train|val|test.
 
     Every image draws a number in [0, 1) from the hash of (seed, label, its own sha256). Numbers below
     fractions["test"] are test, the next fractions["val"] are val, the others train. So an image's split does not
@@ -64,6 +69,12 @@ def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, fl
     its fraction, and at one image or more. Only then can a later image move another one, and then at most one per
     boundary: train stands between test and val, so that neither boundary shifts the other. Classes of fewer than three
     different images are all train. Equal files share a split.
+
+    Args:
+        label: the class's name.
+        digests: hex sha256 of its images, in any order, repeated or not.
+        fractions: what test and val shall have of the images, each in [0, 1); none where it is not drawn.
+        seed: another one draws other splits.
     """
     test, val = fractions.get("test", 0.0), fractions.get("val", 0.0)
     numbers = {digest: _draw(seed, label, digest) for digest in set(digests)}
@@ -71,7 +82,7 @@ def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, fl
     total, counts = len(drawn), dict[str, int]()
     for split, start, fraction in (("test", 0.0, test), ("val", test, val)):
         hits = sum(start <= number < start + fraction for number in numbers.values())
-        counts[split] = _held(hits, fraction, total)
+        counts[split] = _within_bounds(hits, fraction, total)
     while sum(counts.values()) > total - 1 and max(counts.values()) > 1:
         counts[max(counts, key=lambda split: counts[split])] -= 1
     if total < 3:
@@ -86,7 +97,7 @@ def _draw(seed: int, label: str, digest: str) -> float:
     return int.from_bytes(content[:6], "big") / 2**48
 
 
-def _held(hits: int, fraction: float, total: int) -> int:
+def _within_bounds(hits: int, fraction: float, total: int) -> int:
     if fraction == 0:
         return 0
     low, high = math.floor(0.5 * fraction * total), math.ceil(1.5 * fraction * total)
@@ -106,7 +117,7 @@ def _probe_all(task: str, paths: Collection[Path], limits: Limits) -> Iterator[I
 
 
 def _carved(table: pd.DataFrame, missing: Mapping[str, float], seed: int) -> list[str]:
-    """The split of every row, with the missing splits carved out of each class's train rows."""
+    """Return the split of every row, with the missing splits carved out of each class's train rows."""
     carved: dict[tuple[str, str], str] = {}
     for label, rows in table[table["split"] == "train"].groupby("label"):
         splits = assign_splits(str(label), rows["sha256"], missing, seed)

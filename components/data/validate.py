@@ -1,6 +1,7 @@
-"""Great Expectations on a task's manifest: a report for people, a result for the pipeline, an index of known images.
+"""The stage `validate`: Great Expectations on a task's manifest.
 
-The only module that imports Great Expectations, and only when it validates: the import takes seconds.
+It writes a report for people, a result for the pipeline, and an index of known images. Only this module imports Great
+Expectations, and only when it validates: the import takes seconds.
 """
 
 from __future__ import annotations
@@ -64,11 +65,21 @@ ol.breadcrumb { list-style: none; padding: 0; display: flex; gap: 1rem; }
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found: the number of rows that fail it, and up to 20 of them by name and detail."""
+    """What a check found.
+
+    Attributes:
+        check: the check.
+        type: the expectation's type, as Great Expectations calls it.
+        row: what a row is, by the column that names it: "path" of an image or "label" of a class.
+        success: whether the expectation was met.
+        unexpected: number of rows that fail it.
+        observed: the value that was found, where the expectation is about the whole table.
+        examples: up to 20 rows that fail, by name and detail.
+    """
 
     check: Check
     type: str
-    row: str  # what a row is: the column that names it, "path" of an image or "label" of a class
+    row: str
     success: bool
     unexpected: int
     observed: object
@@ -77,6 +88,11 @@ class Outcome:
 
 def validate(root: Path, config: Config, task: str) -> None:
     """Check a task's manifest; write reports/validation/<task> and, if it may be learned, data/index/<task>.parquet.
+
+    Args:
+        root: the project's folder.
+        config: knows the task before this one, and the limits.
+        task: its name in params.yaml.
 
     Raises:
         IntaglioError: a critical expectation failed; one line for each, naming files. The report is written first.
@@ -114,15 +130,22 @@ def validate(root: Path, config: Config, task: str) -> None:
 
 
 def run_checks(name: str, table: pd.DataFrame, checks: Sequence[Check], key: str, docs: Path) -> list[Outcome]:
-    """Evaluate `checks` on `table`, in order; write the page docs/<name>.html. `key` is the column that names a row.
+    """Evaluate `checks` on `table`, in order; write the page docs/<name>.html.
+
+    Args:
+        name: of the page.
+        table: a row per image or class.
+        checks: what to evaluate.
+        key: the column that names a row.
+        docs: the folder of the pages.
 
     Raises:
         RuntimeError: an expectation could not be evaluated.
     """
-    with _quiet():
+    with _silent():
         results = _evaluate(name, table, checks, key, docs)
     outcomes = [_outcome(check, results[position], table, key) for position, check in enumerate(checks)]
-    _cut_off(docs, name)
+    _keep_one_page(docs, name)
     return outcomes
 
 
@@ -187,7 +210,7 @@ def _outcome(check: Check, result: Any, table: pd.DataFrame, key: str) -> Outcom
 
 
 def _exceptions(info: Mapping[str, Any]) -> list[str]:
-    """The messages in an expectation's exception_info: one entry, or one per metric."""
+    """List the messages in an expectation's exception_info: one entry, or one per metric."""
     entries = [info] if "raised_exception" in info else list(info.values())
     return [str(entry["exception_message"]) for entry in entries if entry["raised_exception"]]
 
@@ -236,7 +259,7 @@ def _result(task: str, manifest: pd.DataFrame, outcomes: Sequence[Outcome]) -> d
     }
 
 
-def _cut_off(docs: Path, name: str) -> None:
+def _keep_one_page(docs: Path, name: str) -> None:
     """Keep the one page that Great Expectations built for `name`, without anything that it would load.
 
     Its pages take styles and scripts from a dozen hosts, and bring megabytes of fonts and logos.
@@ -276,8 +299,8 @@ def _index_page(task: str, outcomes: Sequence[Outcome]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing from Great Expectations on the screen; what it finds is in the result."""
+def _silent() -> Iterator[None]:
+    """Keep Great Expectations from printing; what it finds is in the result."""
     logger = logging.getLogger("great_expectations")
     level = logger.level
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from components.io import sha256_file
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"\w+://\S+")
-# What pip says when the way to the registry failed, rather than the request itself.
+# pip's words where the network failed, rather than the request itself.
 _NETWORK = re.compile(
     r"Retrying \(|Connection(Error| ?reset| refused| aborted| broken)|NewConnectionError|MaxRetryError|timed out"
     r"|ReadTimeout|name resolution|SSLError|ProtocolError|IncompleteRead"
@@ -29,6 +29,14 @@ def download(requirement: str, sha256: str, folder: Path) -> Path:
     """Download the wheel of `requirement` (name==version) into `folder`, without dependencies, and verify it.
 
     pip's own configuration decides where packages come from. pip checks the hash; it is checked again here.
+
+    Args:
+        requirement: the pin.
+        sha256: of the wheel, 64 lower-case hex digits.
+        folder: made where it does not exist.
+
+    Returns:
+        The wheel's path.
 
     Raises:
         TransientError: the registry could not be reached, or broke off; a retry may help.
@@ -56,7 +64,7 @@ def _run_pip(requirement: str, sha256: str, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder)]
     command += ["--requirement", str(pins)]
-    env = {**os.environ, "TMPDIR": str(folder)}  # what pip unpacks goes with the folder, whoever is killed
+    env = {**os.environ, "TMPDIR": str(folder)}  # what pip unpacks is removed with the folder, after a kill too
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=env)
     except subprocess.TimeoutExpired:
@@ -68,7 +76,7 @@ def _run_pip(requirement: str, sha256: str, folder: Path) -> None:
 
 
 def _failure(requirement: str, stderr: str) -> IntaglioError:
-    """Say in one line why pip failed. Its addresses are left out: they may carry a password."""
+    """Explain in one line why pip failed. Addresses are left out: they may carry a password."""
     if "DO NOT MATCH THE HASHES" in stderr:
         return IntaglioError(f"{requirement}: the registry's file does not have the pinned sha256; it was not used")
     lines = [line for line in stderr.splitlines() if line.startswith("ERROR:")] or stderr.splitlines() or ["no message"]

@@ -25,6 +25,15 @@ TABLE = "images.parquet"  # columns: task, label, split (train|test), group, pat
 def build_stream(declared: DeclaredStream, data: Sequence[Path], folder: Path, limits: Limits) -> pd.DataFrame:
     """Write `folder`/<task>/<split>/<class>/<file> and the table of all images; what is there already is kept.
 
+    Args:
+        declared: the stream.
+        data: folders that are searched for its sources.
+        folder: where it is written, replaced as a whole.
+        limits: what an image may cost.
+
+    Returns:
+        A row per image: task, label, split, group, path in `folder`, sha256.
+
     Raises:
         IntaglioError: a source is missing or broken, or an image is.
     """
@@ -69,14 +78,14 @@ def _tasks(
             f"stream {declared.name!r}: task {name}: {len(labels)} classes cannot make {spec.parts} parts"
         )
     for part in range(spec.parts):
-        # Neighbours in the alphabet go to different parts, so that no part is a corner of the set.
+        # Neighbours in the alphabet go to different parts: similar names often mean similar classes.
         own = set(labels[part :: spec.parts])
         title = name if spec.parts == 1 else f"{name}_{part + 1}"
         yield title, spec.style, [item for item in [*train, *test] if item.label in own]
 
 
 def _chosen(items: Sequence[Item], half: int | None, limit: int) -> list[Item]:
-    """At most `limit` images, evenly over the classes, drawn by their names alone."""
+    """Choose at most `limit` images, evenly over the classes, drawn by their names alone."""
     by_label: defaultdict[str, list[Item]] = defaultdict(list)
     for item in sorted(items, key=lambda item: item.draw):
         by_label[item.label].append(item)

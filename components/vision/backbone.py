@@ -21,7 +21,7 @@ from components.vision.timm_import import VisionTransformer, checkpoint_filter_f
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu.
+    """Return the device of this name; `auto` is cuda, then mps, then cpu.
 
     Raises:
         IntaglioError: the wanted device does not exist here.
@@ -35,7 +35,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware does; a CPU that does not is several times slower at it than in float32."""
+    """Check that the hardware multiplies in bfloat16; a CPU that does not is several times slower than in float32."""
     if device.type != "cpu":
         return device.type == "cuda"
     able = torch.cpu.get_capabilities()
@@ -44,9 +44,18 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Vit:
-    """A frozen ViT of `depth` blocks. `model` is timm's; `mean` and `std` are per channel, of pixels in [0, 1].
+    """A frozen ViT: the trunk, which runs once per image, and the tail of last blocks that modules adapt.
 
-    half: whether its matrix products run in bfloat16 (`autocast`).
+    Attributes:
+        model: timm's, cut to its first blocks.
+        trunk_depth: number of blocks of the trunk.
+        depths: blocks whose pooled outputs make an embedding, ascending, counted from 1.
+        image_size: side of an input image, pixels.
+        mean: per channel, of pixels in [0, 1], (3,).
+        std: likewise.
+        device: where the weights lie.
+        sha256: of the weights' file, hex; "" while they are being converted.
+        half: whether matrix products run in bfloat16 (`autocast`).
     """
 
     model: VisionTransformer
@@ -61,7 +70,7 @@ class Vit:
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks, trunk first."""
+        """Transformer blocks, trunk first."""
         return list(self.model.blocks)
 
     @property
@@ -101,27 +110,41 @@ class Vit:
         return tokens, torch.cat(pooled, dim=1) if pooled else tokens.new_zeros(len(tokens), 0)
 
     def tail(self, tokens: Tensor) -> Tensor:
-        """Tokens after the trunk (n, tokens, width) -> pooled output of the last block (n, 2 width)."""
+        """Run the last blocks.
+
+        Args:
+            tokens: (n, tokens, width), after the trunk.
+
+        Returns:
+            Pooled output of the last block, (n, 2 width) float32.
+        """
         for block in self.blocks[self.trunk_depth :]:
             tokens = block(tokens)
         return self.pool(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """CLS beside the mean of the patches, after the final norm: (n, tokens, width) -> (n, 2 width), float32."""
+        """Pool tokens (n, tokens, width) after the final norm: CLS beside the patches' mean, (n, 2 width) float32."""
         tokens = self.model.norm(tokens)
         patches = tokens[:, self.model.num_prefix_tokens :]
         return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1).float()
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device. From pinned memory the copy to a GPU does not hold up the process."""
+    """Copy a tensor of the CPU to the device. From pinned memory the process does not wait for the copy to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def build_vit(
     backbone: Backbone, depths: Sequence[int], weights: Arrays | None, device: torch.device, sha256: str = ""
 ) -> Vit:
-    """A frozen ViT with `weights` (timm's own from its hub where None), resampled to image_size and cut to depth.
+    """Build a frozen ViT, its position embeddings resampled to the image size and its blocks cut to the depth.
+
+    Args:
+        backbone: settings: timm's name, image size, depths.
+        depths: blocks whose pooled outputs make an embedding, ascending, counted from 1.
+        weights: under timm's names; None: timm's own, from its hub.
+        device: where the weights go.
+        sha256: of the weights' file, hex.
 
     Raises:
         IntaglioError: timm does not know the model, it is no ViT with a class token, or the weights do not fit it.
@@ -151,12 +174,12 @@ def build_vit(
 
 
 def autocast(vit: Vit) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 where the backbone is `half`, on CUDA unless asked otherwise; else float32 throughout."""
+    """Return a context that casts to bfloat16 where the backbone is `half`; in float32 otherwise."""
     return torch.autocast(vit.device.type, dtype=torch.bfloat16, enabled=vit.half)
 
 
 def in_bfloat16(vit: Vit) -> Vit:
-    """The same backbone for inference in bfloat16. Its weights are cast once: autocast would do so in every pass."""
+    """Cast a backbone for inference in bfloat16. Its weights are cast once: autocast would do so in every pass."""
     for layer in vit.model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""From images on disk to batches of pixels, in bounded memory and with visible progress."""
+"""From images on disk to batches of pixels, in bounded memory; and the line that shows how far a loop is."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from components.data.images import ImageError, Limits, open_image
 from components.io import sha256_file
 
 BATCH = 64  # images a forward pass
-_DECODERS = min(8, max(2, os.cpu_count() or 1))  # a GPU would wait for two of them
+_DECODERS = min(8, max(2, os.cpu_count() or 1))  # threads; with two of them a GPU waits
 
 
 @dataclass
 class ProgressLine:
-    """Prints how far a long loop is and when it ends, at most every `every` seconds."""
+    """A printed line that shows how far a long loop is and when it ends.
+
+    Attributes:
+        what: names the work.
+        total: steps until it is done.
+        every: seconds between two lines, at least.
+    """
 
     what: str
     total: int
@@ -50,9 +56,18 @@ def pixel_batches(
     digests: Sequence[str] | None = None,
     number: int = 0,
 ) -> Iterator[Pixels]:
-    """Decoded images in order, (<= batch, size, size, 3) each; the next batch is decoded while one is used.
+    """Decode images in order; the next batch is decoded while one is used.
 
-    Of each its view of this `number` (components/data/augment.py), which needs `digests`; 0 is the image itself.
+    Args:
+        paths: the image files.
+        size: side of the results, pixels.
+        limits: what an image may cost.
+        batch: images at a time, at most.
+        digests: the hex sha256 that each file must have; None: any.
+        number: which view of each image (components/data/augment.py); 0 is the image itself, others need `digests`.
+
+    Yields:
+        (<= batch, size, size, 3) uint8.
 
     Raises:
         ImageError: an image cannot be read, or its sha256 is not the one in `digests`.

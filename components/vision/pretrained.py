@@ -39,7 +39,7 @@ _TOP_NAMES = {
 
 
 def convert(root: Path, config: Config) -> None:
-    """The `backbone` stage: write models/backbone and the base of the chain of modules."""
+    """Run the stage `backbone`: write models/backbone, and the base of the chain of modules."""
     backbone = config.backbone
     cpu = torch.device("cpu")
     weights, source = (None, "timm") if backbone.weights == "hub" else pretrained_weights(backbone, root)
@@ -54,7 +54,7 @@ def convert(root: Path, config: Config) -> None:
 
 
 def pretrained_weights(backbone: Backbone, root: Path) -> tuple[Arrays, str]:
-    """The weights that `backbone.weights` names, and the sha256 of the file they came from.
+    """Read the weights that `backbone.weights` names, and the sha256 of the file they came from.
 
     Not for `hub`, where timm itself finds and checks the file.
 
@@ -75,7 +75,7 @@ def pretrained_weights(backbone: Backbone, root: Path) -> tuple[Arrays, str]:
 
 
 def weights_from_onnx(data: bytes) -> Arrays:
-    """Weights of a DINOv2 ViT under timm's names, read off an ONNX export.
+    """Read the weights of a DINOv2 ViT off an ONNX export, under timm's names.
 
     Exporters fold each linear layer's transposed weight into a nameless constant; the MatMul node that reads it
     still carries the layer's path.

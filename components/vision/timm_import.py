@@ -1,4 +1,4 @@
-"""The door to timm, which imports torchvision: it makes torchvision importable first."""
+"""The one import of timm. timm imports torchvision, which is made importable first."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 
-_DECLARED: list[torch.library.Library] = []  # a library's schemas last as long as it is referenced
+_DECLARED: list[torch.library.Library] = []  # schemas last as long as their library is referenced
 
 
 def _declare_torchvision_operators() -> None:
-    """Let a CUDA-built torchvision import beside a CPU torch: its extension, which declares these two, cannot load."""
+    """Make a CUDA-built torchvision importable beside a CPU torch.
+
+    Its extension declares two operators, and cannot load there.
+    """
     spec = find_spec("torchvision")
     extension = next(Path(spec.origin).parent.glob("_C*.so"), None) if spec and spec.origin else None
     try:

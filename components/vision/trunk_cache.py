@@ -1,11 +1,11 @@
 """The trunk's outputs, computed once per image and kept on disk for every stage and every epoch.
 
 A folder of immutable segments: safetensors files of up to 64 MiB that name the images they hold by sha256 and carry a
-checksum for each. A segment appears by a rename, so a writer that is killed leaves none, and two writers at once leave
-two that agree. The least recently used are deleted beyond the size cap; whoever still reads one keeps it mapped. So the
-folder may be deleted at any time: that costs the time to fill it again.
+checksum for each. A segment appears by a rename: a writer that is killed leaves none, and two writers at once leave two
+that agree. Beyond the size cap the least recently used are deleted; a process that still reads one keeps it mapped. The
+folder may be deleted at any time, which costs the time to fill it again.
 
-Tokens are kept in float16. All that learns or measures reads them from here, just computed or years old, so that
+Tokens are kept in float16. Training and evaluation read them from here even when they were just computed, so that
 results never depend on what was in the cache.
 """
 
@@ -41,14 +41,22 @@ _Computed = tuple[Sequence[bytes], Sequence[_Batch]]
 FOLDER = ".intaglio/trunk"  # in the project
 BATCH = 32  # images a pass; what is missing of a last one is computed in vain
 SEGMENT_BYTES = 64 * 2**20  # what a killed writer loses at most, and the grain of what is evicted
-_FORMAT = 1  # of the segments, and of the way from a file to pixels: a new number forgets all old entries
+_FORMAT = 1  # of the segments, and of the way from a file to pixels: with a new number all old entries are unused
 _VIEWS = 1  # of the way from a file to its other views: likewise
 _DTYPES = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """One mapped file: images (n, 32) sha256, checksums (n,), pooled (n, trunk_width), tokens (n, tokens, width)."""
+    """A mapped file.
+
+    Attributes:
+        path: of the file.
+        images: (n, 32) uint8, sha256 of each image.
+        checksums: (n,) uint32, of each row.
+        pooled: (n, trunk_width) float32.
+        tokens: (n, tokens, width) float16.
+    """
 
     path: Path
     images: NDArray[np.uint8]
@@ -57,7 +65,7 @@ class _Segment:
     tokens: HalfTokens
 
     def is_whole(self, row: int) -> bool:
-        """Whether a row is what was written."""
+        """Check that a row is what was written."""
         return _checksum(self.images[row], self.pooled[row], self.tokens[row]) == int(self.checksums[row])
 
 
@@ -69,11 +77,11 @@ class Tokens:
     _where: Rows  # (n, 2): segment, row in it
 
     def __len__(self) -> int:
-        """Number of images n."""
+        """Return the number n of images."""
         return len(self._where)
 
     def __getitem__(self, rows: Rows | slice) -> HalfTokens:
-        """Any rows, in the order asked for: (len(rows), tokens, width) float16."""
+        """Read rows in the order asked for: (len(rows), tokens, width) float16."""
         where = self._where[rows]
         out = np.empty((len(where), *self._segments[0].tokens.shape[1:]), dtype=np.float16)
         for number in np.unique(where[:, 0]):
@@ -82,12 +90,12 @@ class Tokens:
         return out
 
     def take(self, rows: Rows) -> Tokens:
-        """The tokens of some of the images, still on disk."""
+        """Select the tokens of some of the images; they stay on disk."""
         return Tokens(self._segments, self._where[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens]) -> Tokens:
-        """Those of one part after the other."""
+        """Join the tokens of several parts, one after the other."""
         first = np.cumsum([0, *(len(part._segments) for part in parts)])
         where = [part._where + np.array([start, 0]) for part, start in zip(parts, first, strict=False)]
         return cls(tuple(segment for part in parts for segment in part._segments), np.concatenate(where))
@@ -102,11 +110,11 @@ class TrunkCache:
 
     @classmethod
     def of(cls, root: Path, settings: Cache) -> TrunkCache:
-        """The project's cache, or the one in $INTAGLIO_CACHE, which projects may share."""
+        """Return the project's cache, or the one in $INTAGLIO_CACHE, which projects may share."""
         return cls(Path(os.environ.get("INTAGLIO_CACHE") or root / FOLDER), int(settings.max_gb * 1e9))
 
     def evict(self) -> None:
-        """Delete the segments that were not used for longest, of whatever backbone, until the rest fits."""
+        """Delete the segments that were not used for longest, of all backbones, until the rest fits."""
         found = []
         for path in self.folder.glob("*/*.safetensors"):
             with suppress(FileNotFoundError):  # another process evicts too
@@ -129,7 +137,7 @@ def trunk_outputs(
     what: str,
     view: int = 0,
 ) -> tuple[Tokens, Embeddings]:
-    """The trunk's outputs of at least one image, computed where the cache lacks them.
+    """Look up the trunk's outputs of at least one image; compute what the cache lacks.
 
     Args:
         vit: the backbone.
@@ -145,18 +153,18 @@ def trunk_outputs(
 
     Raises:
         ImageError: an image cannot be read, or is not the one that `digests` names.
-        IntaglioError: the outputs do not fit float16, or the disk does not let us write.
+        IntaglioError: the outputs do not fit float16, or the disk cannot be written.
     """
-    shelf = cache.folder / _key(vit, view)
+    segments_folder = cache.folder / _key(vit, view)
     wanted = {bytes.fromhex(digest): path for digest, path in zip(digests, paths, strict=True)}
-    segments = list(_open_all(shelf))
+    segments = list(_open_all(segments_folder))
     place = _locate(segments, wanted)
     for number in {number for number, _ in place.values()}:
-        with suppress(OSError):  # evicted meanwhile, or a cache that we may only read
+        with suppress(OSError):  # evicted meanwhile, or a cache that is read-only here
             os.utime(segments[number].path)
     if missing := [image for image in wanted if image not in place]:
         computed = _compute(vit, [wanted[image] for image in missing], missing, limits, what, view)
-        for segment in _written(shelf, computed):
+        for segment in _written(segments_folder, computed):
             place |= {image.tobytes(): (len(segments), row) for row, image in enumerate(segment.images)}
             segments.append(segment)
         cache.evict()
@@ -166,7 +174,7 @@ def trunk_outputs(
 
 
 def _key(vit: Vit, view: int) -> str:
-    """Names everything but the image that the outputs depend on."""
+    """Hash everything but the image that the outputs depend on."""
     facts: dict[str, object] = {
         "format": _FORMAT,
         "backbone": vit.sha256,
@@ -181,11 +189,11 @@ def _key(vit: Vit, view: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _open_all(shelf: Path) -> Iterator[_Segment]:
-    """Every readable segment; one that is not a whole file is deleted."""
-    if shelf.is_dir():
-        sweep(shelf)
-    for path in sorted(shelf.glob("*.safetensors")):
+def _open_all(segments_folder: Path) -> Iterator[_Segment]:
+    """Open every readable segment; one that is not a whole file is deleted."""
+    if segments_folder.is_dir():
+        sweep(segments_folder)
+    for path in sorted(segments_folder.glob("*.safetensors")):
         try:
             yield _open(path)
         except FileNotFoundError:
@@ -209,7 +217,7 @@ def _open(path: Path) -> _Segment:
 
 
 def _locate(segments: Sequence[_Segment], wanted: dict[bytes, Path]) -> dict[bytes, tuple[int, int]]:
-    """Where the wanted images lie, of those that are whole: sha256 -> (segment, row)."""
+    """Find the wanted images that are whole: sha256 -> (segment, row)."""
     place: dict[bytes, tuple[int, int]] = {}
     for number, segment in enumerate(segments):
         for row, image in enumerate(segment.images):
@@ -222,7 +230,7 @@ def _locate(segments: Sequence[_Segment], wanted: dict[bytes, Path]) -> dict[byt
 def _compute(
     vit: Vit, paths: Sequence[Path], images: Sequence[bytes], limits: Limits, what: str, view: int
 ) -> Iterator[_Computed]:
-    """The images of one segment after the other, and the batches of what was computed of them."""
+    """Yield the images of one segment after the other, with the batches of what was computed of them."""
     progress, done, start, size = ProgressLine(f"{what}: trunk", len(paths)), 0, 0, 0
     batches: list[_Batch] = []
     digests = [image.hex() for image in images]
@@ -237,7 +245,7 @@ def _compute(
 
 
 def _forward(vit: Vit, pixels: Pixels) -> tuple[HalfTokens, Embeddings]:
-    """One batch, filled up with black images: the size of a batch would show in the last bits of a product."""
+    """Run one batch, filled up with black images: a batch's size shows in the last bits of a product."""
     full = np.zeros((BATCH, *pixels.shape[1:]), dtype=np.uint8)
     full[: len(pixels)] = pixels
     with torch.inference_mode(), autocast(vit):
@@ -259,22 +267,22 @@ def _checksum(image: NDArray[np.uint8], pooled: Embeddings, tokens: HalfTokens) 
     return zlib.crc32(tokens.tobytes(), zlib.crc32(pooled.tobytes(), zlib.crc32(image.tobytes())))
 
 
-def _written(shelf: Path, computed: Iterator[_Computed]) -> Iterator[_Segment]:
-    """The segments, each written while the next one is computed: a GPU would wait as long for a disk as it works."""
+def _written(segments_folder: Path, computed: Iterator[_Computed]) -> Iterator[_Segment]:
+    """Yield the segments, each written while the next one is computed; else a GPU would wait for the disk."""
     with ThreadPoolExecutor(1) as writer:
         ahead: Future[_Segment] | None = None
         for images, batches in computed:
             if ahead:
                 yield ahead.result()
-            ahead = writer.submit(_write, shelf, images, batches)
+            ahead = writer.submit(_write, segments_folder, images, batches)
         if ahead:
             yield ahead.result()
 
 
-def _write(shelf: Path, images: Sequence[bytes], batches: Sequence[_Batch]) -> _Segment:
-    """Keep a segment under the hash of the images in it, so that equal work ends in one file."""
+def _write(segments_folder: Path, images: Sequence[bytes], batches: Sequence[_Batch]) -> _Segment:
+    """Write a segment under the hash of the images in it, so that equal work ends in one file."""
     arrays = _pack(images, batches)
-    path = shelf / f"{hashlib.sha256(arrays['images'].tobytes()).hexdigest()[:32]}.safetensors"
+    path = segments_folder / f"{hashlib.sha256(arrays['images'].tobytes()).hexdigest()[:32]}.safetensors"
     write_arrays(path, arrays)
     try:
         return _open(path)

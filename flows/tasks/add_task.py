@@ -1,4 +1,4 @@
-"""A folder of one's own images becomes the next task of params.yaml."""
+"""`intaglio task add`: a folder of images becomes the next task of params.yaml."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_task(root: Path, name: str, folder: Path, params: Path | None = None, fi
         first: begin a new stream with it, in place of all tasks that the file names.
 
     Raises:
-        IntaglioError: the name or the folder will not do; nothing was written.
+        IntaglioError: the name or the folder cannot be used; nothing was written.
     """
     params = params or root / "params.yaml"
     config = load_config(params)

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is started."""
+"""Checks before a run: mistakes in params.yaml that can be found before anything is started."""
 
 from __future__ import annotations
 
