@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import importlib
 import json
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jinja2
+
 from tests.crash.points import STRUCK, Faults, install_in_dvc
 from tests.crash.processes import descendants
 
+_TEMPLATES = tempfile.TemporaryDirectory(prefix="templates-")
 SECOND_WRITER = "SECOND WRITER"  # what a stage prints that finds another process at the same stage
 MODULES = [
     "components.inference.bundle",
@@ -38,18 +43,30 @@ MODULES = [
     "components.data.default_stream",
     "components.data.validate",
     "components.vision.pretrained",
+    "components.params",
+    "components.stages",
     "great_expectations",
+    "great_expectations.render.renderer.site_builder",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
     "pandas",
     "sklearn.mixture",
     "timm",
     "dvc.cli",
     "dvc.repo.reproduce",
+    "dvc.cli.parser",
     "dvc.commands.repro",
+    "networkx",
+    "scmrepo.git",
     "mlflow.pyfunc",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "alembic.command",
     "flows.registry.publish",
     "flows.registry.register",
     "flows.registry.promote",
     "flows.pipeline.crash_recovery",
+    "flows.pipeline.lock",
 ]
 
 
@@ -57,6 +74,10 @@ def preload() -> None:
     """Import what the stages, DVC and the registry need."""
     for module in MODULES:
         importlib.import_module(module)
+    # Great Expectations compiles its templates anew for every page: half of the time of a validation.
+    bytecode = jinja2.FileSystemBytecodeCache(_TEMPLATES.name)
+    jinja2.Environment.__init__ = partialmethod(jinja2.Environment.__init__, bytecode_cache=bytecode)  # type: ignore[assignment]
+    gc.freeze()  # or the first collection of every child would write to all pages of memory, and so copy them
 
 
 def fork(work: Callable[[], int], root: Path, env: Mapping[str, str], log: Path) -> int:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def _write_photos(folder: Path) -> None:
 
 
 def _write_weights(path: Path) -> None:
-    """Random weights of timm's smallest ViT, made in a process of its own: nobody who forks may have used torch."""
+    """Random weights of timm's smallest ViT, made in a process of its own: one that forks must not have used torch."""
     code = (
         "import sys, torch; from components.vision.timm_import import create_model; torch.manual_seed(0)\n"
         "from components.io import write_arrays; from pathlib import Path\n"
@@ -105,19 +106,26 @@ def environment(root: Path) -> dict[str, str]:
 
 def artefacts(root: Path) -> dict[str, str]:
     """sha256 of every file that a run leaves in the project, without the times in the figures of training."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if path.is_dir() or name.startswith(IGNORED):
+    return {name: _digest(root, name) for name in sorted(_names(root, ""))}
+
+
+def _names(root: Path, below: str) -> Iterator[str]:
+    """Paths of the files in a folder, without looking into what is ignored: DVC's cache has most of all files."""
+    for entry in os.scandir(root / below):
+        name = f"{below}{entry.name}"
+        if name.startswith(IGNORED):
             continue
-        if name.startswith("reports/finetune/") and path.suffix == ".json":
-            figures = json.loads(path.read_text())
-            found[name] = sha256_bytes(
-                repr([(key, figures[key]) for key in sorted(figures) if key not in TIMES]).encode()
-            )
+        if entry.is_dir(follow_symlinks=False):
+            yield from _names(root, f"{name}/")
         else:
-            found[name] = sha256_file(path)
-    return found
+            yield name
+
+
+def _digest(root: Path, name: str) -> str:
+    if name.startswith("reports/finetune/") and name.endswith(".json"):
+        figures = json.loads((root / name).read_text())
+        return sha256_bytes(repr([(key, figures[key]) for key in sorted(figures) if key not in TIMES]).encode())
+    return sha256_file(root / name)
 
 
 def differences(root: Path, clean: dict[str, str]) -> list[str]:
