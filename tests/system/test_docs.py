@@ -32,7 +32,7 @@ from tests.system.tiny_project import (
 PAGES = ("docs/tutorial/first-run.md", "docs/tutorial/own-images.md", "README.md")
 SHOWN_ONLY = {"text", "mermaid"}  # the languages of blocks that are no commands
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SECONDS = 600  # for one page: a few minutes of CPU time, on a machine that may be busy
+SECONDS = 900  # for one page: two minutes of work, on a machine that may be many times too busy
 
 # A server of a page runs in the background until the page ends; the next command waits for the words with which it is
 # ready. A schedule is ended at once: nothing more is asked of it.
