@@ -184,7 +184,8 @@ def _setting(root: Path, blocks: int, images: int, epochs: int, settings: Sequen
 
 
 def _read(config: Config, data: TaskData, share: float) -> BenchImages:
-    drawn = data.take(pd.Series(range(len(data))).sample(frac=share, random_state=0).to_numpy())
+    rows = pd.Series(range(len(data))).sample(frac=share, random_state=0)
+    drawn = data.take(np.asarray(rows, dtype=np.int64))
     pixels = np.concatenate(list(pixel_batches(drawn.paths, config.backbone.image_size, Limits.of(config.data))))
     return BenchImages(list(drawn.paths), list(drawn.digests), pixels, torch.from_numpy(drawn.labels))
 
