@@ -59,7 +59,7 @@ def test_it_follows_the_alias_and_refuses_what_is_broken(world: World) -> None:
 
 
 class Fake:
-    """A source that says what it is told."""
+    """A source and a loader whose version and faults the test sets."""
 
     def __init__(self) -> None:
         self.version, self.broken, self.away = "1", False, False
