@@ -38,7 +38,7 @@ def predict_batches(
         predictor: the loaded bundle.
         batches: files that are decoded already, or have an error.
         top: guesses for each image.
-        force: whether an image that no task knows gets the best guess.
+        force: whether an image of no known task gets the best guess.
     """
     for batch in batches:
         found = iter(predictor.predict_pixels(batch.pixels, top, force) if len(batch.pixels) else [])
@@ -57,7 +57,7 @@ class WorkerSettings:
         device: auto, cpu, cuda or mps.
         precision: auto, fp32 or bf16.
         top: Guesses for each image.
-        force: Whether an image that no task knows gets the best guess.
+        force: Whether an image of no known task gets the best guess.
     """
 
     bundle: Path

@@ -96,11 +96,13 @@ class Decoders:
             yield self._finished(ahead.popleft())
 
     def _submit(self, paths: Sequence[str]) -> _Job:
-        pool = self._running()
+        fresh, pool = self._pool is None, self._running()
         try:
             return _Job(paths, pool, pool.submit(_read_all, paths, self.size, self.limits))
-        except BrokenProcessPool:  # a crash that no result has shown yet
+        except (BrokenProcessPool, OSError):  # a crash that no result has shown yet, or this instant
             self._drop(pool)
+            if fresh:  # it is no crash: the system starts no process
+                raise
             return self._submit(paths)
 
     def _running(self) -> ProcessPoolExecutor:

@@ -183,10 +183,10 @@ def _from_json_lines(file: Path, column: str | None) -> Iterator[str]:
             yield str(row[_column(file, list(row), column)] or "")
 
 
-def _column(file: Path, columns: Sequence[str], wanted: str | None) -> str:
-    found = next((name for name in ([wanted] if wanted else PATH_COLUMNS) if name in columns), None)
+def _column(file: Path, columns: Sequence[str], column: str | None) -> str:
+    found = next((name for name in ([column] if column else PATH_COLUMNS) if name in columns), None)
     if found is None:
-        missing = repr(wanted) if wanted else " or ".join(map(repr, PATH_COLUMNS))
+        missing = repr(column) if column else " or ".join(map(repr, PATH_COLUMNS))
         raise IntaglioError(
             f"{file}: no column {missing} (it has {', '.join(columns) or 'none'}); name it with --column"
         )

@@ -28,7 +28,7 @@ class Field:
         name: As every output spells it, and as `Prediction` does.
         type: STRING, NUMBER, OBJECT (numbers by name) or ARRAY (of objects with the fields `items`).
         meaning: What it holds, in one sentence.
-        nullable: Whether it is null where no task knows the image.
+        nullable: Whether it is null where the image is of no known task.
         items: The fields of each object in an ARRAY.
     """
 
@@ -40,16 +40,18 @@ class Field:
 
 
 PATH = Field("path", STRING, "The image's path, as it was named or found below a named folder.")
-TASK = Field("task", STRING, f"The task that was retrieved for the image; `{UNKNOWN}` where no task knows it.")
+TASK = Field(
+    "task", STRING, f"The task that was retrieved for the image; `{UNKNOWN}` where the image is of no known task."
+)
 LABEL = Field("label", STRING, "The class that was predicted within the task.", nullable=True)
 TASK_PROBABILITY = Field("task_probability", NUMBER, "The probability p(k|x) of the task.", nullable=True)
 PROBABILITY = Field("probability", NUMBER, "The probability p(k|x) p(c|x,k) of the task and the class.", nullable=True)
-P_VALUE = Field("p_value", NUMBER, "The conformal p-value of the image in the task that knows it best.")
+P_VALUE = Field("p_value", NUMBER, "The conformal p-value of the image in the task that it is most typical of.")
 P_VALUES = Field("p_values", OBJECT, "The p-values of the few tasks that the image is most typical of, by task.")
 TOP = Field(
     "top",
     ARRAY,
-    "The best guesses, best first, also where no task knows the image.",
+    "The best guesses, best first, also where the image is of no known task.",
     items=(
         Field("task", STRING, "The task of the guess."),
         Field("label", STRING, "The class of the guess."),

@@ -38,11 +38,11 @@ class Prediction:
     """What one image shows. How every output shows these fields: prediction_schema.py.
 
     Attributes:
-        task: The retrieved task; `UNKNOWN` where no task knows the image.
+        task: The retrieved task; `UNKNOWN` where the image is of no known task.
         label: The class within the task; None where the task is unknown.
         task_probability: p(k|x) of the task; None where it is unknown.
         probability: p(k|x) p(c|x,k) of the task and the class; None where the task is unknown.
-        p_value: Conformal p-value in the task that knows the image best.
+        p_value: Conformal p-value in the task that the image is most typical of.
         p_values: (task, p-value) of the few tasks that the image is most typical of, best first.
         top: (task, label, probability) of the best few guesses, best first, also where the task is unknown.
     """
@@ -131,7 +131,7 @@ class Predictor:
         Args:
             images: RGB, as `open_image` returns them.
             top: guesses for each image.
-            force: whether an image that no task knows gets the best guess.
+            force: whether an image of no known task gets the best guess.
         """
         found: list[Prediction] = []
         for start in range(0, len(images), BATCH):
@@ -145,7 +145,7 @@ class Predictor:
         Args:
             pixels: (n, image_size, image_size, 3), uint8, RGB.
             top: guesses for each image.
-            force: whether an image that no task knows gets the best guess.
+            force: whether an image of no known task gets the best guess.
         """
         # The threads of NumPy's BLAS, waiting for more work, would take the cores from torch's.
         with _blas().limit(limits=1, user_api="blas"), torch.inference_mode(), autocast(self.engine.vit):

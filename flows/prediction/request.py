@@ -24,7 +24,7 @@ class PredictionRequest:
         device: auto, cpu, cuda or mps.
         precision: auto, fp32 or bf16.
         top: Guesses for each image.
-        force: Whether an image that no task knows gets the best guess.
+        force: Whether an image of no known task gets the best guess.
         engine: LOCAL or DASK.
         workers: Processes that decode (LOCAL) or that predict (DASK); None: as many as suit this machine.
         scheduler: Address of a running Dask cluster; None: start one here.

@@ -2,7 +2,7 @@
 
 Input: a DataFrame with the column `image`; each value is a path, base64 text (a data: URL too), bytes, or an H x W x 3
 array or nested list of 0..255. Output: a DataFrame with the columns TABLE. A row that cannot be read gets an error and
-nulls; the others are predicted. An image that no task knows has the task `unknown`; `params={"force": True}` guesses
+nulls; the others are predicted. An image of no known task has the task `unknown`; `params={"force": True}` guesses
 there too.
 """
 
@@ -50,7 +50,7 @@ class TaskRetrievalModel(PythonModel):
         Args:
             context: MLflow's; not used here.
             model_input: a table with the column `image`.
-            params: `force`: whether an image that no task knows gets the best guess.
+            params: `force`: whether an image of no known task gets the best guess.
 
         Raises:
             ValueError: there is no such column.

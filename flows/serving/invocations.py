@@ -26,7 +26,7 @@ _MESSAGE = 300  # characters of a foreign message: MLflow repeats the request's 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A request's column of images, still encoded, and whether an image that no task knows gets the best guess."""
+    """A request's column of images, still encoded, and whether an image of no known task gets the best guess."""
 
     encoded: tuple[object, ...]
     force: bool

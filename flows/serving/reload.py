@@ -69,16 +69,16 @@ class Follower:
     def check(self) -> None:
         """Ask the source once which version to serve, and serve it if it is another one."""
         try:
-            wanted = self.source.wanted()
+            version = self.source.version_to_serve()
         except Exception as error:  # a registry that cannot be reached must not end the service
             self.metrics.registry_error()
             self._note_unreachable(_line(error))
             return
         self._note_unreachable("")
-        if self.model is not None and wanted == self.model.version:
+        if self.model is not None and version == self.model.version:
             self._refusal = None
-        elif not self._is_refused(wanted):
-            self._take(wanted)
+        elif not self._is_refused(version):
+            self._take(version)
 
     def _is_refused(self, version: str) -> bool:
         refusal = self._refusal

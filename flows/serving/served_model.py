@@ -58,7 +58,7 @@ class ServedModel:
 class Source(Protocol):
     """Where versions come from."""
 
-    def wanted(self) -> str:
+    def version_to_serve(self) -> str:
         """Name the version that should be served now."""
         ...
 
@@ -73,7 +73,7 @@ class Folder:
 
     path: Path
 
-    def wanted(self) -> str:
+    def version_to_serve(self) -> str:
         """Name the content: the same name as long as it is the same.
 
         Raises:
@@ -95,7 +95,7 @@ class Champion:
 
     root: Path
 
-    def wanted(self) -> str:
+    def version_to_serve(self) -> str:
         """Return the champion's version.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -80,14 +79,14 @@ def test_batches_come_in_order_and_a_broken_file_stops_nothing(files: list[str])
 
 
 @pytest.fixture
-def no_process_starts() -> Iterator[None]:
-    """Every new Python process ends at once, as where there is no memory for it."""
-    multiprocessing.set_executable("/bin/false")
-    yield
-    multiprocessing.set_executable(sys.executable)
+def no_decoder_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of a pool ends before it does anything, as where there is no memory for it."""
+    end = 'import os, sys\nif "--multiprocessing-fork" in sys.orig_argv:\n    os._exit(1)\n'
+    (tmp_path / "sitecustomize.py").write_text(end)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
-@pytest.mark.usefixtures("no_process_starts")
+@pytest.mark.usefixtures("no_decoder_starts")
 def test_a_handful_needs_no_process(files: list[str]) -> None:
     with closing(Decoders(SIZE, LIMITS)) as decoders:
         (batch,) = decoders.batches(iter(files[:5]))
@@ -118,7 +117,7 @@ def test_a_file_that_crashes_its_decoder_gets_an_error(files: list[str]) -> None
     assert found[files[5]] == "the decoder crashed on this file"
 
 
-@pytest.mark.usefixtures("no_process_starts")
+@pytest.mark.usefixtures("no_decoder_starts")
 def test_decoders_that_cannot_run_are_not_blamed_on_the_files(files: list[str]) -> None:
     with pytest.raises(IntaglioError, match="decoding processes end as soon as they start"):
         reds(iter(files))

@@ -97,11 +97,11 @@ def predict(arguments: Sequence[str], output: Path, rows: int, kill_after: int |
             time.sleep(draw.uniform(0, 0.5))
             process.send_signal(signal.SIGKILL)
             break
-    _, said = process.communicate()
+    _, err = process.communicate()
     if process.returncode == 0:
-        life.ended = said.strip()
+        life.ended = err.strip()
     else:
-        assert process.returncode == -signal.SIGKILL, said
+        assert process.returncode == -signal.SIGKILL, err
     _gone, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, f"left behind: {alive}"
     return life

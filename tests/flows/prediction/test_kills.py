@@ -39,13 +39,13 @@ def test_ctrl_c_while_standard_input_is_open(bundle: Path, images: list[str], tm
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130, said
-    assert "what is done lies in out.csv.parts/part-*.csv" in said
-    assert "Traceback" not in said
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "what is done lies in out.csv.parts/part-*.csv" in err
+    assert "Traceback" not in err
     assert sum(len(pd.read_csv(part)) for part in parts.glob("part-*")) >= 64
 
     process = start(tmp_path, *arguments, "--resume")
-    _, said = process.communicate("\n".join(images * 4))
-    assert process.returncode == 0, said
+    _, err = process.communicate("\n".join(images * 4))
+    assert process.returncode == 0, err
     assert Counter(listed_paths(tmp_path / "out.csv")) == Counter(images * 4)

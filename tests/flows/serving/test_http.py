@@ -138,7 +138,7 @@ def test_force_guesses_what_no_task_knows(site: Site) -> None:
         (b'{"images": ["a","a","a","a","a","a","a","a","a"]}', "application/json", 413, "more than 8 images"),
     ],
 )
-def test_what_is_wrong_is_said(site: Site, content: bytes, kind: str, status: int, message: str) -> None:
+def test_an_error_names_what_is_wrong(site: Site, content: bytes, kind: str, status: int, message: str) -> None:
     answer = site.post(content, kind)
     assert (answer.status_code, set(answer.json()) - {"model_version"}) == (status, {"error"})
     assert message in answer.json()["error"]
@@ -162,7 +162,9 @@ def test_what_is_wrong_is_said(site: Site, content: bytes, kind: str, status: in
         (b"x", "image/png", 415, "application/json, text/csv"),
     ],
 )
-def test_mlflow_s_protocol_says_what_is_wrong(site: Site, content: bytes, kind: str, status: int, message: str) -> None:
+def test_an_error_of_mlflow_s_protocol_names_what_is_wrong(
+    site: Site, content: bytes, kind: str, status: int, message: str
+) -> None:
     answer = site.post(content, kind, "/invocations")
     assert (answer.status_code, set(answer.json())) == (status, {"error"})
     assert message in answer.json()["error"]

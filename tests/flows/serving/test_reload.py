@@ -59,13 +59,13 @@ def test_it_follows_the_alias_and_refuses_what_is_broken(world: World) -> None:
 
 
 class Fake:
-    """A source that says what it is told."""
+    """A source and a loader whose version and faults the test sets."""
 
     def __init__(self) -> None:
         self.version, self.broken, self.away = "1", False, False
         self.loads: list[str] = []
 
-    def wanted(self) -> str:
+    def version_to_serve(self) -> str:
         if self.away:
             raise OSError("database is\nlocked")
         return self.version
@@ -119,10 +119,10 @@ def test_a_registry_that_is_away_changes_nothing() -> None:
 
 def test_sources_that_have_nothing(tmp_path: Path, world: World) -> None:
     with pytest.raises(IntaglioError, match="no champion; `intaglio run` promotes one"):
-        Champion(tmp_path).wanted()
+        Champion(tmp_path).version_to_serve()
     world.client.delete_registered_model_alias("intaglio", "champion")
     with pytest.raises(IntaglioError, match="no champion"):
-        Champion(world.root).wanted()
+        Champion(world.root).version_to_serve()
     with pytest.raises(IntaglioError, match="not a bundle"):
-        Folder(tmp_path).wanted()
-    assert Folder(world.bundle).wanted() == Folder(world.bundle).wanted()
+        Folder(tmp_path).version_to_serve()
+    assert Folder(world.bundle).version_to_serve() == Folder(world.bundle).version_to_serve()
