@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from synthetic import shared_folder
 
 from tests.crash.server import KILLED, Server, start_server
 from tests.crash.world import artefacts, make_project
@@ -33,11 +34,15 @@ class World:
 
 @pytest.fixture(scope="session")
 def clean_template(server: Server, tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("clean") / "project"
-    make_project(root)
-    begun = time.monotonic()
-    assert server.dvc(root, "repro") == 0, server.said()
-    return World(root, artefacts(root), time.monotonic() - begun)
+    def make(folder: Path) -> None:
+        make_project(folder / "project")
+        begun = time.monotonic()
+        assert server.dvc(folder / "project", "repro") == 0, server.printed()
+        (folder / "seconds").write_text(str(time.monotonic() - begun))
+
+    folder = shared_folder(tmp_path_factory, "clean", make)
+    root = folder / "project"
+    return World(root, artefacts(root), float((folder / "seconds").read_text()))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Attempt:
-    """How the command ended, whether we killed it, what it said, and at which stages two processes were seen."""
+    """How the command ended, whether we killed it, what it printed, and at which stages two processes were seen."""
 
     status: int
     struck: bool

@@ -33,11 +33,11 @@ POINTS = (
 )
 
 
-STRUCK = "KILLED ON PURPOSE"  # the last words of a process that comes to the point
+STRUCK = "KILLED ON PURPOSE"  # the last line of a process that comes to the point
 
 
 def kill_here() -> None:
-    """The kill itself, which says so first: a run that never came to the point was not killed."""
+    """Kill this process, after a line that tells it: a run that never came to the point was not killed."""
     os.write(2, f"{STRUCK}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 

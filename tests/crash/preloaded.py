@@ -83,7 +83,7 @@ def preload() -> None:
 def fork(work: Callable[[], int], root: Path, env: Mapping[str, str], log: Path) -> int:
     """Run `work` in a child in the folder `root`, its output appended to `log`; returns the child's pid.
 
-    The child dies with us: nobody else would end it.
+    The child dies with us: no other process would end it.
     """
     parent = os.getpid()
     child = os.fork()
@@ -187,7 +187,7 @@ def conclude() -> int:
     return 0
 
 
-def mended(*arguments: str, fault: str = "") -> int:
+def recovered(*arguments: str, fault: str = "") -> int:
     """What `intaglio run` does before the first stage, and then DVC's command line."""
     from flows.pipeline.crash_recovery import recover
     from flows.pipeline.lock import run_lock
@@ -200,7 +200,7 @@ def mended(*arguments: str, fault: str = "") -> int:
 def serve() -> None:
     """Answer requests with {"status": exit status, or minus a signal}.
 
-    A request names root, env, log, fault, and the work: stage, dvc, mended (each with arguments) or conclude. With
+    A request names root, env, log, fault, and the work: stage, dvc, recovered (each with arguments) or conclude. With
     `after` and `whom` that child is killed after so many seconds: itself, the last process below it, or all of them.
     """
     preload()
@@ -232,8 +232,8 @@ def _strike(pid: int, after: float, whom: str, log: Path) -> None:
 def _answer(asked: Mapping[str, Any]) -> int:
     if "dvc" in asked:
         return dvc(*asked["dvc"], fault=asked["fault"])
-    if "mended" in asked:
-        return mended(*asked["mended"], fault=asked["fault"])
+    if "recovered" in asked:
+        return recovered(*asked["recovered"], fault=asked["fault"])
     if "conclude" in asked:
         return conclude()
     return stage(asked["stage"], asked["fault"], Path(asked["report"]) if asked["report"] else None)

@@ -44,7 +44,7 @@ _CONCLUDING = 0.25  # share of the runs in which publishing and registering are 
 
 @dataclass(frozen=True)
 class Strike:
-    """One kill: of `repro` (dvc), `mended` (dvc as the flow starts it), `conclude` (the registry) or `flow`.
+    """One kill: of `repro` (dvc), `recovered` (dvc as the flow starts it), `conclude` (the registry) or `flow`.
 
     `fault` names a point in the stage `stage`, or in DVC where that is ""; without one, `whom` is killed after
     `after` seconds.
@@ -108,7 +108,7 @@ def play(server: Server, template: Template, root: Path, dice: random.Random, fl
         if done:  # it ended before it was struck: there must be something to strike at
             _unmake(root, result.start, template.dag)
     if not flow and dice.random() < _CONCLUDING:
-        server.mended(root, "repro")
+        server.recovered(root, "repro")
         _attempt(server, root, Strike("conclude", after=dice.uniform(0.2, 3.0), whom="leader"), dice, result)
     result.problems += _finish(server, template, root, flow)
     result.seconds = time.monotonic() - begun
@@ -118,10 +118,10 @@ def play(server: Server, template: Template, root: Path, dice: random.Random, fl
 def _strike(dice: random.Random, seconds: float) -> Strike:
     kind = dice.random()
     if kind < 0.4:
-        driver, whom = dice.choice(("repro", "mended")), dice.choice(("leader", "last", "all"))
+        driver, whom = dice.choice(("repro", "recovered")), dice.choice(("leader", "last", "all"))
         return Strike(driver, after=dice.uniform(0.2, seconds), whom=whom)
     if kind < 0.55:
-        return Strike("mended", fault=f"kill@{dice.choice(DVC_POINTS)}:{dice.randint(1, 6)}")
+        return Strike("recovered", fault=f"kill@{dice.choice(DVC_POINTS)}:{dice.randint(1, 6)}")
     # Training is where most of the time goes, so also where most kills fall.
     name = dice.choice((*STAGES, *TASK_STAGES, "finetune", "finetune"))
     stage = name if name in STAGES else f"{name} {dice.choice(('pixels', 'photos'))}"
@@ -135,15 +135,15 @@ def _flow_strike(dice: random.Random) -> Strike:
 
 def _attempt(server: Server, root: Path, strike: Strike, dice: random.Random, result: Result) -> bool:
     """Strike once; returns whether everything was done before the blow fell."""
-    server.said()
+    server.printed()
     if strike.driver == "flow":
         attempt = run_intaglio(root, strike.after, strike.whom, dice)
         result.problems += [f"two processes at once: {stage}" for stage in attempt.twice]
         status, struck = attempt.status, attempt.struck
     else:
         status = _ask(server, root, strike)
-        struck = STRUCK in (said := server.said())
-        result.problems += [line for line in said.splitlines() if SECOND_WRITER in line]
+        struck = STRUCK in (printed := server.printed())
+        result.problems += [line for line in printed.splitlines() if SECOND_WRITER in line]
     result.strikes.append(strike)
     result.struck.append(struck)
     if struck and (orphans := left_after(root, _GRACE_SECONDS)):
@@ -154,7 +154,7 @@ def _attempt(server: Server, root: Path, strike: Strike, dice: random.Random, re
 def _ask(server: Server, root: Path, strike: Strike) -> int:
     if strike.driver == "conclude":
         return server.conclude(root, after=strike.after, whom=strike.whom)
-    ask = server.dvc if strike.driver == "repro" else server.mended
+    ask = server.dvc if strike.driver == "repro" else server.recovered
     if strike.stage:
         return ask(root, "repro", stage_fault=f"{strike.stage}={strike.fault}")
     return ask(root, "repro", fault=strike.fault, after=strike.after, whom=strike.whom)
@@ -167,16 +167,16 @@ def _finish(server: Server, template: Template, root: Path, flow: bool) -> Itera
         if last.status != 0:
             yield f"`intaglio run` ended with {last.status}: {last.output[-500:]}"
         yield from (f"two processes at once: {stage}" for stage in last.twice)
-    elif server.mended(root, "repro") != 0 or server.conclude(root) != 0:
-        yield f"the resumed run failed: {server.said()[-500:]}"
-    yield from (line for line in server.said().splitlines() if SECOND_WRITER in line)
+    elif server.recovered(root, "repro") != 0 or server.conclude(root) != 0:
+        yield f"the resumed run failed: {server.printed()[-500:]}"
+    yield from (line for line in server.printed().splitlines() if SECOND_WRITER in line)
     yield from (f"differs: {name}" for name in differences(root, template.clean))
     yield from (f"left behind: {path.name}" for path in root.glob(".intaglio/checkpoints/*"))
     yield from (f"orphan: {line}" for line in left_after(root, _GRACE_SECONDS))
     yield from _registry(root)
-    status, said = server.dvc(root, "repro"), server.said()
-    if status != 0 or "Running stage" in said:
-        yield f"afterwards `dvc repro` ended with {status}: {said[-500:]}"
+    status, printed = server.dvc(root, "repro"), server.printed()
+    if status != 0 or "Running stage" in printed:
+        yield f"afterwards `dvc repro` ended with {status}: {printed[-500:]}"
 
 
 def _registry(root: Path) -> Iterator[str]:
@@ -227,7 +227,7 @@ def arena() -> Iterator[tuple[Server, Template, Path]]:
         root = Path(folder) / "clean"
         make_project(root)
         begun = time.monotonic()
-        assert server.dvc(root, "repro") == 0, server.said()
+        assert server.dvc(root, "repro") == 0, server.printed()
         yield server, Template.of(root, time.monotonic() - begun), Path(folder)
 
 

@@ -31,15 +31,15 @@ class Server:
         """DVC's command line; its stages are forks of it. `stage_fault` is "STAGE=FAULT"."""
         return self._ask(root, stage_fault, dvc=arguments, fault=fault, **strike)
 
-    def mended(self, root: Path, *arguments: str, fault: str = "", stage_fault: str = "", **strike: object) -> int:
+    def recovered(self, root: Path, *arguments: str, fault: str = "", stage_fault: str = "", **strike: object) -> int:
         """The same after what `intaglio run` does before its first stage."""
-        return self._ask(root, stage_fault, mended=arguments, fault=fault, **strike)
+        return self._ask(root, stage_fault, recovered=arguments, fault=fault, **strike)
 
     def conclude(self, root: Path, **strike: object) -> int:
         """What `intaglio run` does after its last stage, without Prefect."""
         return self._ask(root, conclude=True, **strike)
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """What the children printed since the last call."""
         text = self.log.read_text() if self.log.exists() else ""
         self.log.unlink(missing_ok=True)

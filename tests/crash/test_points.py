@@ -44,13 +44,13 @@ def remove(root: Path, names: list[str]) -> None:
 def reached(server: Server, root: Path, stage: str) -> list[tuple[str, int]]:
     """The first and the last time that each point is reached by a stage that is left alone."""
     report = root.parent / "reached.json"
-    assert server.run(root, *stage.split(), report=report) == 0, server.said()
+    assert server.run(root, *stage.split(), report=report) == 0, server.printed()
     counts = json.loads(report.read_text())
     return [(point, number) for point in POINTS for number in sorted({1, counts[point]} - {0}) if counts[point]]
 
 
 def check_whole(root: Path, clean: dict[str, str], outputs: list[str], where: str) -> None:
-    """Every output is whole or not there at all; a temporary beside it is nobody's output."""
+    """Every output is whole or not there at all; a temporary beside it belongs to no output."""
     found = {name: digest for name, digest in artefacts(root).items() if not LITTER.search(name)}
     for output in outputs:
         names = {name for name in clean if name == output or name.startswith(f"{output}/")}
@@ -76,7 +76,7 @@ def test_a_stage_killed_anywhere_is_whole_or_absent_and_comes_back(server: Serve
                 remove(root, outputs)
             assert server.run(root, *words, fault=f"kill@{point}:{number}") == KILLED, where
             check_whole(root, world.clean, outputs, where)
-            assert server.run(root, *words) == 0, (where, server.said())
+            assert server.run(root, *words) == 0, (where, server.printed())
             assert differences(root, world.clean) == [], where
     if stage == "report":  # it shows the seconds of training, so its bytes are compared here only
         assert (root / "reports/report.html").read_bytes() == report
@@ -89,13 +89,13 @@ def test_a_disk_that_fails_is_one_line_and_costs_nothing(server: Server, world: 
     points = [pair for pair in reached(server, root, stage) if pair[0] not in ("begin", "remove", "end")]
     faults = [("ENOSPC", *pair) for pair in points] + [("EROFS", "create", 1)]
     reason = {"ENOSPC": "no space left on device; free some space", "EROFS": "read-only file system; make it"}
-    server.said()
+    server.printed()
     for fault, point, number in faults:
         where = f"{stage}: {fault}@{point}:{number}"
-        assert server.run(root, *words, fault=f"{fault}@{point}:{number}") == 1, (where, server.said())
-        said = server.said()
-        assert reason[fault] in said, (where, said)
-        assert "Traceback" not in said, (where, said)
+        assert server.run(root, *words, fault=f"{fault}@{point}:{number}") == 1, (where, server.printed())
+        printed = server.printed()
+        assert reason[fault] in printed, (where, printed)
+        assert "Traceback" not in printed, (where, printed)
         # The old outputs are still there, and nothing beside them.
         check_whole(root, world.clean, OUTPUTS[stage], where)
         assert set(artefacts(root)) <= set(world.clean), where

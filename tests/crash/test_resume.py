@@ -21,9 +21,9 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted((root / ".intaglio/checkpoints").rglob("*.safetensors"))
 
 
-def resumed_at(said: str) -> int:
-    """The step after which training said that it goes on; 0 if it began anew."""
-    found = re.search(r"goes on after step (\d+) of 12", said)
+def resumed_at(printed: str) -> int:
+    """The step after which training went on, by what it printed; 0 if it began anew."""
+    found = re.search(r"goes on after step (\d+) of 12", printed)
     return int(found[1]) if found else 0
 
 
@@ -36,17 +36,17 @@ def forgotten(world: World) -> World:
 
 def kill_after_step(server: Server, root: Path, step: int) -> None:
     """Kill training the moment that the checkpoint of this step stands: before, only checkpoints are renamed."""
-    assert server.run(root, *STAGE, fault=f"kill@renamed:{step}") == KILLED, server.said()
+    assert server.run(root, *STAGE, fault=f"kill@renamed:{step}") == KILLED, server.printed()
     assert int(checkpoints(root)[-1].name[:12]) == step
-    server.said()
+    server.printed()
 
 
 def finish(server: Server, world: World) -> int:
     """Let the stage run to its end, with the clean run's bytes; returns the step after which it went on."""
-    assert server.run(world.root, *STAGE) == 0, server.said()
+    assert server.run(world.root, *STAGE) == 0, server.printed()
     assert differences(world.root, world.clean) == []
     assert not (world.root / ".intaglio/checkpoints" / "pixels").exists()
-    return resumed_at(server.said())
+    return resumed_at(server.printed())
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 8, 11, 12])  # ends of epochs and their neighbours, the last step
@@ -57,8 +57,8 @@ def test_a_kill_after_any_step_costs_no_step_and_no_bit(server: Server, forgotte
 
 def test_a_run_that_is_killed_again_and_again_arrives(server: Server, forgotten: World) -> None:
     for _ in range(4):  # each time at the third checkpoint since it came back
-        assert server.run(forgotten.root, *STAGE, fault="kill@renamed:3") == KILLED, server.said()
-    server.said()
+        assert server.run(forgotten.root, *STAGE, fault="kill@renamed:3") == KILLED, server.printed()
+    server.printed()
     assert finish(server, forgotten) == 12
 
 
@@ -97,5 +97,5 @@ def test_checkpoints_of_other_settings_are_swept_and_not_used(server: Server, fo
 
 def test_a_full_disk_at_a_checkpoint_is_one_line_and_costs_no_step(server: Server, forgotten: World) -> None:
     assert server.run(forgotten.root, *STAGE, fault="ENOSPC@write:7") == 1
-    assert "no space left on device; free some space and run again" in server.said()
+    assert "no space left on device; free some space and run again" in server.printed()
     assert finish(server, forgotten) == 6

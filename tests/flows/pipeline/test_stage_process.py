@@ -14,7 +14,7 @@ from flows.pipeline.stage_process import StageStoppedError, failure, run_stage
 
 
 def running(pid: int) -> bool:
-    """Whether a process lives; a zombie that nobody has reaped does not."""
+    """Whether a process lives; a zombie that was not reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -38,11 +38,11 @@ def test_beside_a_run_everything_that_writes_is_refused_with_one_line(done: Proj
         wait_for(done.root / "alive")  # Prefect's server has to start first
         for command in (["run"], ["promote"], ["rollback"]):
             second = intaglio(done, *command)
-            said = second.communicate(timeout=120)[1].splitlines()
+            printed = second.communicate(timeout=120)[1].splitlines()
             assert second.returncode == 1
-            assert len(said) == 1, said
-            assert f"process {first.pid} since" in said[0]
-            assert said[0].endswith("is already running this project's pipeline; wait for it or stop it")
+            assert len(printed) == 1, printed
+            assert f"process {first.pid} since" in printed[0]
+            assert printed[0].endswith("is already running this project's pipeline; wait for it or stop it")
     finally:
         (done.root / "go").touch()
         out, err = first.communicate(timeout=240)
@@ -68,7 +68,7 @@ def test_a_run_beside_dvc_repro_waits_for_its_stage(done: Project) -> None:
         out, err = other.communicate(timeout=120)
     assert summary.decision is not None
     assert summary.decision.verdict == "promoted"
-    # `dvc repro` waits for nobody: it either finished, or said which file the run was using.
+    # `dvc repro` does not wait: it either finished, or named the file that the run was using.
     assert other.returncode == 0 or "is busy, it is being blocked by" in err, (out, err)
     assert sorted(done.executed()) == ["evaluate", "report"]
     assert "up to date" in done.dvc("repro").stdout

@@ -151,7 +151,7 @@ def test_a_certificate_that_is_required_and_missing_blocks() -> None:
     assert [row.passed for row in judge(gates, metrics(), None)[-2:]] == [False, False]
 
 
-def test_a_single_task_has_nobody_to_be_confused_with() -> None:
+def test_a_single_task_has_no_other_to_be_confused_with() -> None:
     gates = GATES.model_copy(update={"max_confusion_bound": 0.1})
     alone = metrics(certificate={"tasks": {"a": {"coverage": 0.99}}})
     assert judge(gates, alone, None)[-1].passed
