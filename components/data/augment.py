@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.data.images import to_square
 
-# Measured together (docs/results/50-ablations.md). No mirror image: letters and digits would become others.
+# Measured together (docs/results/history/explorations.md). No mirror image: letters and digits would become others.
 _DEGREES = 10.0
 _ZOOM = 0.15  # in logarithms
 _SHIFT = 0.08  # of the side

@@ -21,12 +21,12 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from components.errors import IntaglioError, TransientError
 from components.io import read_json
-from flows.pipeline.dag import read_dag
 from flows.pipeline.prepared import Prepared, prepared
 from flows.pipeline.progress import Progress
 from flows.pipeline.stage_process import StageStoppedError, run_stage
 from flows.pipeline.stage_scheduler import StageScheduler
 from flows.pipeline.summary import Summary, as_markdown, closing_lines, failure_lines
+from flows.planning.dag import read_dag
 from flows.settings import enter, find_root
 
 if TYPE_CHECKING:

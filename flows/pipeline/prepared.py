@@ -9,8 +9,8 @@ from pathlib import Path
 
 from components.config import Config
 from flows.pipeline.crash_recovery import forget_dropped_tasks, recover
-from flows.pipeline.dag import changed_stages
 from flows.pipeline.lock import run_lock
+from flows.planning.dag import changed_stages
 from flows.tasks.preflight import preflight
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 
 from components.errors import TRY_AGAIN, IntaglioError, TransientError
 from flows.pipeline import supervisor
-from flows.pipeline.dag import BUSY
 from flows.pipeline.lock import lock_descriptors
+from flows.planning.dag import BUSY
 from flows.settings import stage_environment
 
 Outcome = Literal["ran", "cached"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flows.pipeline.dag import Dag, Stage
+from flows.planning.dag import Dag, Stage
 
 
 class StageScheduler:
@@ -42,7 +42,7 @@ class StageScheduler:
 
     @property
     def not_started(self) -> list[str]:
-        """The stages that wait for a failed one, in order."""
+        """Stages that wait for a failed one, in order."""
         return [stage.name for stage in self._dag.stages if stage.name in self._waiting]
 
     def next_stage(self) -> Stage | None:

@@ -91,7 +91,16 @@ def _state(root: Path) -> str:
 
 @dataclass(frozen=True)
 class _Publisher:
-    """Everything that the runs of one state share."""
+    """Everything that the runs of one state share.
+
+    Attributes:
+        client: of the tracking database.
+        root: the project's folder.
+        config: its settings.
+        experiment: id of the experiment.
+        tags: of every run.
+        metrics: reports/metrics.json.
+    """
 
     client: MlflowClient
     root: Path

@@ -51,7 +51,7 @@ class Service:
 
     @property
     def model(self) -> ServedModel:
-        """The version served now.
+        """Version served now.
 
         Raises:
             RequestError: 503, none is loaded yet.
@@ -62,7 +62,7 @@ class Service:
 
     @property
     def status(self) -> str:
-        """`ready`; `loading` before the first version is loaded; `draining` after a signal to stop."""
+        """State: `ready`; `loading` before the first version is loaded; `draining` after a signal to stop."""
         if self.draining:
             return "draining"
         return "ready" if self.follower.model else "loading"

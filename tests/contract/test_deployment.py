@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from synthetic import REPOSITORY
 
 from components.stages import STAGES, TASK_STAGES
-from flows.pipeline.dag import DEVICE_STAGES
+from flows.planning.dag import DEVICE_STAGES
 from flows.settings import quiet_environment
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.pipeline.dag import Dag, read_dag
+from flows.planning.dag import Dag, read_dag
 from tests.crash.intaglio_run import run_intaglio
 from tests.crash.points import DVC_POINTS, POINTS, STRUCK
 from tests.crash.preloaded import SECOND_WRITER

@@ -87,7 +87,7 @@ class Reader:
     home: Path
 
     def follows(self, page: str) -> tuple[int | None, str]:
-        """Run all commands of a page, up to the first that fails; return the exit status, None if it hung, and the screen."""
+        """Run the commands of a page up to the first that fails; return its status (None: it hung) and the screen."""
         script, screen = self.home / "page.sh", self.home / "screen.txt"
         script.write_text(script_of(page, free_port()))
         env = users_environment() | {

@@ -9,8 +9,8 @@ import pytest
 from synthetic import Project
 
 from components.errors import IntaglioError, TransientError
-from flows.pipeline.dag import Dag, Stage, changed_stages, read_dag
 from flows.pipeline.stage_scheduler import StageScheduler
+from flows.planning.dag import Dag, Stage, changed_stages, read_dag
 from flows.settings import stage_environment
 from tests.flows.pipeline.test_stage_process import wait_for
 
