@@ -176,7 +176,8 @@ class Retrieval(_Section):
 
     rule: Literal["pooled", "dpgmm"]
     """`pooled`: class means with one covariance over all tasks; `dpgmm`: the paper's densities.
-    On the default stream `pooled` is the more accurate, and takes one pass of the network instead of one for each task."""
+    On the default stream `pooled` is the more accurate, and takes one pass of the network instead of one for each task.
+    """
     prediction: Literal["hard", "soft"]
     """`hard`: the best class of the retrieved task; `soft`: of all tasks in the shortlist."""
 
