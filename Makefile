@@ -1,4 +1,5 @@
 # make run: set up, then run the pipeline once.  make test: set up with the development tools, then every check.
+# make quick: format, lint, types, import rules and unit tests, in about two minutes.
 # make crash: over a hundred runs on a tiny stream, each killed at random and resumed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -8,7 +9,7 @@ install = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" VIRTUAL_ENV=.v
 	$(BIN)/uv pip install -q --system-certs --compile-bytecode -c constraints.txt -e '$(1)' || \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '$(1)'
 
-.PHONY: run test types behaviour crash format clean
+.PHONY: run test types behaviour quick units crash format clean
 
 run: .venv/run.stamp
 	@$(BIN)/intaglio run
@@ -24,9 +25,21 @@ types: .venv/test.stamp
 	$(BIN)/mypy
 
 behaviour: .venv/test.stamp
-	@# Files in the order of their names: xdist's own begins with many small tests and ends with a few that take minutes.
+	@# The files that take minutes come first: xdist's own order begins with many small tests and ends with those.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		--cov --cov-report=term --cov-fail-under=90
+		--cov --cov-report=term --cov-fail-under=90 tests/system tests/crash tests/flows tests/components tests/contract
+
+# While one works: all checks but the tests that start processes.
+quick: .venv/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory --jobs 2 types units
+
+units: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/components/data tests/components/evaluation \
+		tests/components/modules tests/components/retrieval tests/components/signatures tests/flows/registry/test_gates.py \
+		tests/flows/tasks tests/contract/test_style.py tests/contract/test_dependencies.py
 
 crash: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash.random_kills --runs 110 --flows 10
