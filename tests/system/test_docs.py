@@ -157,14 +157,3 @@ def test_the_commands_of_a_page_run(page: str, reader: Reader) -> None:
     status, screen = reader.follows(page)
     assert status == 0, screen[-6000:]
     assert "Traceback" not in screen
-
-
-def test_after_the_pages_a_version_of_three_tasks_was_judged_and_an_earlier_one_serves(reader: Reader) -> None:
-    """What the pages promise has happened: two tasks were added, and versions went back and forth."""
-    done = subprocess.run(
-        [str(reader.home / "bin/intaglio"), "status"], cwd=reader.root, capture_output=True, text=True, check=True
-    )
-    versions = [line.split(maxsplit=3) for line in done.stdout.splitlines() if line.startswith("   ")]
-    assert [number for number, *_ in versions] == ["3", "2", "1"]
-    assert "rolled back" in versions[0][3]
-    assert "champion" in versions[1][3]
