@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 BASE = "base"  # what the first task follows: the frozen backbone itself
 UNKNOWN = "unknown"  # the answer for an image that no task accepts
 TASK_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+UPDATE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}\.[1-9][0-9]{0,8}$"
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -226,13 +227,42 @@ class Task(_Section):
     """Folder of images, one sub-folder for each class; relative to the project."""
     previous: str
     """The task before it; `base` for the first one."""
+    retired: bool = False
+    """Whether no image is retrieved for the task any more; `intaglio task retire` and `restore` set it."""
+    replaces: str | None = None
+    """An earlier task of which this one is a new generation, and in whose place it is retrieved."""
+
+
+class Update(_Section):
+    """More images of a learned task: a closed-form update, which trains nothing."""
+
+    folder: str
+    """Folder of the images, one sub-folder for each class; relative to the project."""
+    task: str
+    """The task that they belong to."""
+    previous: str
+    """What it follows: the task itself, or the update of the task before it."""
+
+
+TaskName = Annotated[str, Field(pattern=TASK_NAME)]
+UpdateName = Annotated[str, Field(pattern=UPDATE_NAME)]
 
 
 class Stream(_Section):
-    """The tasks, in order of arrival; `intaglio task add` appends one."""
+    """The tasks; `intaglio task` changes them. Their order of arrival follows from `previous`."""
 
-    tasks: Annotated[dict[Annotated[str, Field(pattern=TASK_NAME)], Task], Field(min_length=1)]
+    tasks: dict[TaskName, Task]
     """Name of each task, its folder and the task before it."""
+    archived: dict[TaskName, Task] = {}
+    """Tasks whose stages are no longer asked for: what they left is kept, their images may be gone."""
+    updates: dict[UpdateName, Update] = {}
+    """Name of each update of a task, as digits.1, its folder, its task and what it follows."""
+    archived_updates: dict[UpdateName, Update] = {}
+    """Updates of archived tasks, likewise."""
+    labels: dict[str, str] = {}
+    """Other names for classes, as site_b/ok: ok; every class has its own name where none is given."""
+    dropped: tuple[str, ...] = Field(default=(), strict=False)
+    """Learned tasks that a person dropped on purpose; a new version may lack them."""
 
 
 class Config(_Section):
@@ -255,6 +285,35 @@ class Config(_Section):
     stream: Stream
 
     @property
+    def chain(self) -> tuple[str, ...]:
+        """All learned tasks in order of arrival, retired and archived ones too."""
+        every = self.stream.tasks | self.stream.archived
+        follower = {task.previous: name for name, task in every.items()}
+        names, last = list[str](), BASE
+        while last in follower and len(names) < len(every):
+            last = follower[last]
+            names.append(last)
+        return tuple(names)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
-        """Task names in order of arrival."""
-        return tuple(self.stream.tasks)
+        """The tasks that images are retrieved for, in order of arrival: neither retired nor replaced by another."""
+        replaced = {task.replaces for name in self.chain if not (task := self.task(name)).retired}
+        return tuple(name for name in self.chain if not self.task(name).retired and name not in replaced)
+
+    @property
+    def updates(self) -> dict[str, Update]:
+        """Every update, also of archived tasks, by name."""
+        return self.stream.updates | self.stream.archived_updates
+
+    def task(self, name: str) -> Task:
+        """Return a task of the chain, archived or not."""
+        return self.stream.tasks.get(name) or self.stream.archived[name]
+
+    def generation(self, task: str) -> str:
+        """Return the name under which what a task leaves is stored today: its own, or that of its last update."""
+        follower = {update.previous: name for name, update in self.updates.items() if update.task == task}
+        name = task
+        for _ in follower:
+            name = follower.get(name, name)
+        return name

@@ -74,11 +74,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     if any(backbone.trunk_depth < depth < backbone.depth for depth in depths):
         yield f"embedding.depths must not lie between the trunk ({backbone.trunk_depth}) and the last block"
     if "shared" not in config.embedding.model_fields_set:  # dvc.yaml asks for it; only bundles may lack it
-        yield f"embedding.shared: missing key; expected {BASE!r} or the first task, {config.tasks[0]!r}"
-    elif config.embedding.shared not in (BASE, config.tasks[0]):
+        yield f"embedding.shared: missing key; expected {BASE!r} or the first task, {_first(config)!r}"
+    elif config.embedding.shared not in (BASE, _first(config)):
         yield (
             f"embedding.shared is {config.embedding.shared!r}: expected {BASE!r} or the first task, "
-            f"{config.tasks[0]!r}: what earlier tasks left could not be seen anew under a later one's module"
+            f"{_first(config)!r}: what earlier tasks left could not be seen anew under a later one's module"
         )
     if config.shortlist.early_p < config.shortlist.epsilon:
         yield (
@@ -93,6 +93,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _broken_chain(config)
 
 
+def _first(config: Config) -> str:
+    """Return the first task; BASE, which is always allowed, where the chain is broken."""
+    return config.chain[0] if config.chain else BASE
+
+
 def _known_weights(backbone: Backbone) -> bool:
     if backbone.weights == "hub" or backbone.weights.endswith(".safetensors"):
         return True
@@ -100,17 +105,65 @@ def _known_weights(backbone: Backbone) -> bool:
 
 
 def _broken_chain(config: Config) -> Iterator[str]:
-    previous, folders = BASE, dict[str, str]()
-    for name, task in config.stream.tasks.items():
+    every, folders = config.stream.tasks | config.stream.archived, dict[str, str]()
+    for name in config.stream.tasks.keys() & config.stream.archived.keys():
+        yield f"stream.archived.{name}: is among stream.tasks too; remove one of the two"
+    for name, task in every.items():
         if name == BASE:
             yield f"stream.tasks.{name}: this name stands for the frozen backbone; choose another"
         if name == UNKNOWN:
             yield f"stream.tasks.{name}: this is the answer for images of no task; choose another name"
-        if task.previous != previous:
-            yield f"stream.tasks.{name}.previous is {task.previous!r}, but the task before it is {previous!r}"
+        if task.previous not in (BASE, *every) or task.previous == name:
+            yield f"stream.tasks.{name}.previous is {task.previous!r}, which is no other task; expected one, or {BASE!r}"
         if task.folder in folders:
             yield f"stream.tasks.{name}.folder is already the folder of task {folders[task.folder]!r}"
-        folders[task.folder], previous = name, name
+        if task.replaces is not None and task.replaces not in config.chain[: _place(config, name)]:
+            yield f"stream.tasks.{name}.replaces is {task.replaces!r}: expected an earlier task"
+        folders[task.folder] = name
+    yield from _forks(every)
+    if not config.tasks:
+        yield "stream.tasks: no task is left to retrieve; add one, or restore a retired one"
+    yield from _broken_updates(config, folders)
+
+
+def _place(config: Config, name: str) -> int:
+    return config.chain.index(name) if name in config.chain else 0
+
+
+def _forks(every: Mapping[str, Task]) -> Iterator[str]:
+    """Name the tasks that follow the same one, as two branches leave them, and those that no chain reaches."""
+    followers: dict[str, list[str]] = {}
+    for name, task in every.items():
+        followers.setdefault(task.previous, []).append(name)
+    forked = {previous: names for previous, names in followers.items() if len(names) > 1}
+    for previous, names in forked.items():
+        first, second = names[0], names[1]
+        yield (
+            f"stream.tasks: {' and '.join(names)} both follow {previous!r}; write `previous: {first}` for {second} and "
+            f"let what followed {first} follow {second}, or run `intaglio task order {' '.join(names)}`"
+        )
+    reached, last = set[str](), BASE
+    while not forked and last in followers and last not in reached:
+        reached.add(last)
+        last = followers[last][0]
+    if not forked and (lost := sorted(every.keys() - reached - {last})):
+        yield f"stream.tasks: {', '.join(lost)}: no chain of `previous` leads there from {BASE!r}"
+
+
+def _broken_updates(config: Config, folders: dict[str, str]) -> Iterator[str]:
+    followed = set[str]()
+    for name, update in config.updates.items():
+        where, known = f"stream.updates.{name}", (update.task, *config.updates)
+        if update.task not in config.chain:
+            yield f"{where}.task is {update.task!r}, which is no task"
+        elif name.rpartition(".")[0] != update.task:
+            yield f"{where}: the name of an update begins with its task's, as {update.task}.1"
+        if update.previous not in known or update.previous in followed or update.previous == name:
+            yield f"{where}.previous is {update.previous!r}: expected {update.task!r}, or the update before this one"
+        if update.folder in folders:
+            yield f"{where}.folder is already the folder of {folders[update.folder]!r}"
+        folders[update.folder] = name
+        followed.add(update.previous)
 
 
 def _explain(error: ValidationError) -> Iterator[str]:

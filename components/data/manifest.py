@@ -43,7 +43,7 @@ def ingest(root: Path, config: Config, task: str) -> None:
     """
     if task not in config.stream.tasks:
         raise IntaglioError(f"task {task!r} is not in params.yaml; known: {', '.join(config.stream.tasks)}")
-    folder = root / config.stream.tasks[task].folder
+    folder = root / config.task(task).folder
     found = read_image_folder(folder)
     print(f"ingest {task}: {found.summary} in {folder}", flush=True)
     facts = _probe_all(task, [folder / image.path for image in found.images], Limits.of(config.data))

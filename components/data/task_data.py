@@ -53,7 +53,7 @@ class TaskData:
         rows = split_of(manifest, split)
         classes = tuple(sorted(manifest["label"].unique()))
         label_of = {name: label for label, name in enumerate(classes)}
-        names, folder = tuple(rows["path"]), root / config.stream.tasks[task].folder
+        names, folder = tuple(rows["path"]), root / config.task(task).folder
         labels = np.array([label_of[name] for name in rows["label"]], dtype=np.int64)
         return cls(task, classes, names, tuple(folder / name for name in names), tuple(rows["sha256"]), labels)
 

@@ -105,7 +105,7 @@ def validate(root: Path, config: Config, task: str) -> None:
     lacking = [column for column in COLUMNS if column not in manifest]
     if lacking:
         raise IntaglioError(f"{task}: the manifest lacks {', '.join(lacking)}; run the stage ingest again")
-    earlier = read_table(index / f"{config.stream.tasks[task].previous}.parquet")
+    earlier = read_table(index / f"{config.task(task).previous}.parquet")
     with atomic_folder(root / "reports" / "validation" / task) as folder:
         outcomes = [
             *run_checks(

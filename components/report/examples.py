@@ -61,7 +61,7 @@ def examples_of(root: Path, config: Config, task: str, predictions: pd.DataFrame
     right = right.assign(draw=[sha256_bytes(str(path).encode()) for path in right["path"]]).sort_values("draw")
     right = right.assign(turn=right.groupby("label").cumcount()).sort_values(["turn", "draw"])
     wrong = wrong.sort_values(["probability", "path"], ascending=[False, True])
-    folder, limits = root / config.stream.tasks[task].folder, Limits.of(config.data)
+    folder, limits = root / config.task(task).folder, Limits.of(config.data)
     return {
         "task": task,
         "count_right": len(right),

@@ -52,7 +52,7 @@ def finetune(root: Path, config: Config, task: str) -> None:
 def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> None:
     with processes.first_before_others():  # the first one also removes checkpoints of other inputs
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
-    settings, previous = config.finetune, config.stream.tasks[task].previous
+    settings, previous = config.finetune, config.task(task).previous
     start = time.monotonic()
     views = {"train": settings.views, "val": 1}
     data = {name: TaskData.read(root, config, task, name) for name in views}
@@ -82,7 +82,7 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: Proces
 
 def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessGroup) -> dict[str, Any]:
     """Return all that determines a module: a checkpoint with other inputs would lead to another one."""
-    previous = root / "models/modules" / config.stream.tasks[task].previous
+    previous = root / "models/modules" / config.task(task).previous
     return {
         "task": task,
         "settings": config.model_dump(mode="json", include={"seed", "data", "backbone", "embedding", "finetune"}),

@@ -134,7 +134,7 @@ class _Publisher:
         return parent
 
     def _log_task(self, parent: str, task: str, position: int) -> None:
-        folder, reports = self.config.stream.tasks[task].folder, self.root / "reports"
+        folder, reports = self.config.task(task).folder, self.root / "reports"
         digest = sha256_file(self.root / "data" / "manifests" / f"{task}.parquet")
         validation = reports / "validation" / task / "result.json"
         passed = str(bool(read_json(validation).get("success"))).lower()
@@ -142,7 +142,7 @@ class _Publisher:
         run = self._create(task, {**tags, MLFLOW_PARENT_RUN_ID: parent})
         self._log(
             run,
-            {"position": position, **self.config.stream.tasks[task].model_dump(), "finetune": self.config.finetune},
+            {"position": position, **self.config.task(task).model_dump(), "finetune": self.config.finetune},
             [
                 *_metrics(read_json(reports / "finetune" / f"{task}.json")),
                 *_metrics(self.metrics.get("per_task", {}).get(task, {})),
