@@ -231,6 +231,10 @@ class Task(_Section):
     """Whether no image is retrieved for the task any more; `intaglio task retire` and `restore` set it."""
     replaces: str | None = None
     """An earlier task of which this one is a new generation, and in whose place it is retrieved."""
+    note: str = ""
+    """A remark of the user's, which is kept on the task's card."""
+    licence: str = ""
+    """Licence of the images, which is kept on the task's card."""
 
 
 class Update(_Section):
@@ -317,3 +321,7 @@ class Config(_Section):
         for _ in follower:
             name = follower.get(name, name)
         return name
+
+    def label(self, task: str, name: str) -> str:
+        """Return the label of a class: its own name, unless stream.labels has another for task/name or for the name."""
+        return self.stream.labels.get(f"{task}/{name}", self.stream.labels.get(name, name))

@@ -114,7 +114,7 @@ def _broken_chain(config: Config) -> Iterator[str]:
         if name == UNKNOWN:
             yield f"stream.tasks.{name}: this is the answer for images of no task; choose another name"
         if task.previous not in (BASE, *every) or task.previous == name:
-            yield f"stream.tasks.{name}.previous is {task.previous!r}, which is no other task; expected one, or {BASE!r}"
+            yield f"stream.tasks.{name}.previous is {task.previous!r}: expected another task, or {BASE!r}"
         if task.folder in folders:
             yield f"stream.tasks.{name}.folder is already the folder of task {folders[task.folder]!r}"
         if task.replaces is not None and task.replaces not in config.chain[: _place(config, name)]:

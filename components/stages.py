@@ -25,6 +25,7 @@ from components.errors import (
     disk_error,
 )
 from components.params import load_config
+from components.revisions import REVISIONS
 
 _PARENT = os.getppid()
 _IS_TRAINING_PROCESS = "TORCHELASTIC_RUN_ID" in os.environ  # one of several, started by torch.distributed.elastic
@@ -43,6 +44,8 @@ TASK_STAGES = {
     "validate": "components.data.validate:validate",
     "finetune": "components.training.finetune:finetune",
     "signature": "components.signatures.fit:fit_signature",
+    "record": "components.records.record:record",
+    "update": "components.records.update:update",
 }
 
 
@@ -51,14 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m components.stages", description=__doc__.partition("\n")[0])
     parser.add_argument("stage", choices=[*STAGES, *TASK_STAGES])
     parser.add_argument("task", nargs="?")
+    parser.add_argument("--revision", type=int, help="of the stage, so that dvc.yaml changes with it")
     given = parser.parse_args(arguments)
     if (given.task is not None) != (given.stage in TASK_STAGES):
         parser.error(f"stage {given.stage} takes {'a' if given.stage in TASK_STAGES else 'no'} task")
     _end_with_dvc()
     try:
         config = load_config()
-        if given.task is not None and given.task not in config.tasks:
-            raise IntaglioError(f"params.yaml has no task {given.task!r}; it has {', '.join(config.tasks)}")
+        known = config.stream.updates if given.stage == "update" else config.stream.tasks
+        if given.task is not None and given.task not in known:
+            kind = "update" if given.stage == "update" else "task"
+            raise IntaglioError(f"params.yaml has no {kind} {given.task!r}; it has {', '.join(known) or 'none'}")
+        _check_revision(given.stage, given.revision)
         _run(config, given.stage, *([given.task] if given.task else []))
     except PeersLostError:
         return ABANDONED
@@ -71,6 +78,19 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(disk_error(Path.cwd(), error), 1)
     return 0
+
+
+def _check_revision(stage: str, given: int | None) -> None:
+    """Refuse to run beside a dvc.yaml of another version, whose results would be recorded under its revision.
+
+    Raises:
+        IntaglioError: dvc.yaml names another revision than the software has.
+    """
+    if given is not None and given != REVISIONS[stage]:
+        raise IntaglioError(
+            f"dvc.yaml names revision {given} of the stage {stage}, the software has {REVISIONS[stage]}; "
+            "run `intaglio init --upgrade .` for the dvc.yaml of this version"
+        )
 
 
 def _run(config: Config, stage: str, *task: str) -> None:

@@ -199,7 +199,7 @@ def class_checks(data: Data) -> list[Check]:
     ratio = {"column": "ratio", "max_value": data.max_class_ratio}
     uneven = f"beyond data.max_class_ratio (the largest class is over {data.max_class_ratio:g} times as large)"
     return [
-        Check("ExpectTableRowCountToBeBetween", {"min_value": 2}, "fewer than two classes", "add a class folder"),
+        Check("ExpectTableRowCountToBeBetween", {"min_value": 1}, "no class", "add a class folder"),
         Check(between, least, few, "add images or remove the class", detail="images"),
         *(
             Check(between, {"column": split, "min_value": 1}, f"without a readable image in {split}", "add images")

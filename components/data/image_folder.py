@@ -8,7 +8,7 @@
 others with the same message. The rules, each of which is checked in one place below:
 
 - A folder holds class folders, or split folders that hold class folders. Images lie at any depth of a class folder,
-  never beside one. There are at least two classes, and each has an image.
+  never beside one. There is at least one class, and each has an image.
 - Split folders are called as in `_SPLIT_NAMES`, in upper or lower case. There is one for training; the classes of the
   others are among its own. A class may have such a name where it stands beside other classes and holds no folders.
 - Hidden entries and those of `_LITTER` are skipped and counted. Other files that are no images are left out.
@@ -78,7 +78,7 @@ class ImageFolder:
     def summary(self) -> str:
         """What was found and skipped, in a few words."""
         skipped = f" ({self.skipped} hidden or system files skipped)" if self.skipped else ""
-        return f"{len(self.classes)} classes, {len(self.images)} images{skipped}"
+        return f"{_count(self.classes, 'class', 'classes')}, {_count(self.images, 'image', 'images')}{skipped}"
 
 
 def read_image_folder(folder: Path) -> ImageFolder:
@@ -234,18 +234,13 @@ def _refuse_loose_images(place: str, names: Sequence[str]) -> None:
 
 
 def _check_labels(where: str, classes: Mapping[str, Sequence[str]], train: str) -> None:
-    """Refuse a single class, and a class of another split that the folder `train` lacks."""
+    """Refuse a class of another split that the folder `train` lacks."""
     for name, labels in classes.items():
         strangers = [label for label in labels if label not in classes[train]]
         if strangers:
             raise IntaglioError(
                 f"{_shown(where)}: class {_names(strangers)} is in {name}/ but not in {train}/; add it there"
             )
-    if len(classes[train]) < 2:
-        raise IntaglioError(
-            f"{_shown(where)}: one class folder ({_names(classes[train])}); "
-            "expected at least two, one per class; add another class"
-        )
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -324,3 +319,8 @@ def _names(names: Iterable[str]) -> str:
     found = list(names)
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more
+
+
+def _count(things: Sequence[object], one: str, many: str) -> str:
+    """Return a number with its noun."""
+    return f"{len(things)} {one if len(things) == 1 else many}"

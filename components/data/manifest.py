@@ -43,10 +43,24 @@ def ingest(root: Path, config: Config, task: str) -> None:
     """
     if task not in config.stream.tasks:
         raise IntaglioError(f"task {task!r} is not in params.yaml; known: {', '.join(config.stream.tasks)}")
-    folder = root / config.task(task).folder
+    table = manifest_of(root / config.task(task).folder, config, f"ingest {task}")
+    write_table(manifest_path(root, task), table)
+
+
+def manifest_of(folder: Path, config: Config, what: str) -> pd.DataFrame:
+    """Read a folder into the table of its images, sorted by path; this file's head lists the columns.
+
+    Args:
+        folder: of the images.
+        config: knows the limits of an image, and the splits' fractions.
+        what: name of the work, for its progress.
+
+    Raises:
+        IntaglioError: the folder breaks a rule.
+    """
     found = read_image_folder(folder)
-    print(f"ingest {task}: {found.summary} in {folder}", flush=True)
-    facts = _probe_all(task, [folder / image.path for image in found.images], Limits.of(config.data))
+    print(f"{what}: {found.summary} in {folder}", flush=True)
+    facts = _probe_all(what, [folder / image.path for image in found.images], Limits.of(config.data))
     table = pd.DataFrame(
         asdict(image) | {"split": image.split or "train"} | asdict(fact)
         for image, fact in zip(found.images, facts, strict=True)
@@ -54,9 +68,9 @@ def ingest(root: Path, config: Config, task: str) -> None:
     missing = {split: fraction for split, fraction in _fractions(config).items() if split not in found.splits}
     table["split"] = _carved(table, missing, config.seed)
     table = table[list(COLUMNS)].sort_values("path", ignore_index=True)
-    write_table(manifest_path(root, task), table)
     counts = table["split"].value_counts()
-    print(f"ingest {task}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS), flush=True)
+    print(f"{what}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS), flush=True)
+    return table
 
 
 def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -108,11 +122,11 @@ def _fractions(config: Config) -> dict[str, float]:
     return {"val": config.data.val_fraction, "test": config.data.test_fraction}
 
 
-def _probe_all(task: str, paths: Collection[Path], limits: Limits) -> Iterator[ImageFacts]:
+def _probe_all(what: str, paths: Collection[Path], limits: Limits) -> Iterator[ImageFacts]:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for done, facts in enumerate(pool.map(lambda path: probe(path, limits), paths), start=1):
             if done % _PROGRESS == 0:
-                print(f"ingest {task}: {done}/{len(paths)} images", flush=True)
+                print(f"{what}: {done}/{len(paths)} images", flush=True)
             yield facts
 
 

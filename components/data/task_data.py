@@ -49,11 +49,28 @@ class TaskData:
         Raises:
             IntaglioError: the manifest was not written yet or is damaged, or there is no such split.
         """
-        manifest = read_manifest(root, task)
+        return cls.of_manifest(read_manifest(root, task), task, root / config.task(task).folder, split)
+
+    @classmethod
+    def of_manifest(
+        cls, manifest: pd.DataFrame, task: str, folder: Path, split: str, classes: tuple[str, ...] | None = None
+    ) -> TaskData:
+        """Read one split of a manifest.
+
+        Args:
+            manifest: of the images.
+            task: that they belong to.
+            folder: in which they lie.
+            split: train, val or test.
+            classes: of the task, where the manifest may have only some of them.
+
+        Raises:
+            IntaglioError: there is no such split.
+        """
         rows = split_of(manifest, split)
-        classes = tuple(sorted(manifest["label"].unique()))
+        classes = classes or tuple(sorted(manifest["label"].unique()))
         label_of = {name: label for label, name in enumerate(classes)}
-        names, folder = tuple(rows["path"]), root / config.task(task).folder
+        names = tuple(rows["path"])
         labels = np.array([label_of[name] for name in rows["label"]], dtype=np.int64)
         return cls(task, classes, names, tuple(folder / name for name in names), tuple(rows["sha256"]), labels)
 

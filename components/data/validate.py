@@ -35,7 +35,7 @@ from components.data.expectations import (
     per_class,
 )
 from components.errors import IntaglioError
-from components.io import atomic_folder, read_table, write_json, write_table
+from components.io import atomic_folder, read_table, scratch_folder, write_json, write_table
 
 MIN_EXPECTATIONS = 10  # a suite that lost its expectations would pass
 _NAMED = 3  # examples in a message
@@ -106,10 +106,12 @@ def validate(root: Path, config: Config, task: str) -> None:
     if lacking:
         raise IntaglioError(f"{task}: the manifest lacks {', '.join(lacking)}; run the stage ingest again")
     earlier = read_table(index / f"{config.task(task).previous}.parquet")
+    known = pd.concat([earlier, *_images_of_updates(root, config)], ignore_index=True)
+    known = known[known["task"] != config.task(task).replaces]  # a new generation may learn from the same images
     with atomic_folder(root / "reports" / "validation" / task) as folder:
         outcomes = [
             *run_checks(
-                "images", annotate(manifest, earlier, config.data), image_checks(config.data), "path", folder / "docs"
+                "images", annotate(manifest, known, config.data), image_checks(config.data), "path", folder / "docs"
             ),
             *run_checks("classes", per_class(manifest), class_checks(config.data), "label", folder / "docs"),
         ]
@@ -127,6 +129,50 @@ def validate(root: Path, config: Config, task: str) -> None:
         raise IntaglioError("\n".join(result["critical_failures"]))
     rows = manifest.assign(task=task)[list(INDEX_COLUMNS)]
     write_table(index / f"{task}.parquet", pd.concat([earlier, rows], ignore_index=True))
+
+
+def validate_update(root: Path, config: Config, name: str, manifest: pd.DataFrame, classes: Sequence[str]) -> list[str]:
+    """Check the images of an update: each must be new to the project, and a class that is new needs enough of them.
+
+    Args:
+        root: the project's folder.
+        config: knows the limits.
+        name: of the update.
+        manifest: of its images.
+        classes: that the task had before.
+
+    Returns:
+        Warnings, a line each.
+
+    Raises:
+        IntaglioError: a critical expectation failed; one line for each, naming files.
+    """
+    known = pd.concat([_images_of_tasks(root, config), *_images_of_updates(root, config, but=name)], ignore_index=True)
+    new = per_class(manifest[~manifest["label"].isin(classes)])
+    with scratch_folder(root / "reports" / "validation" / name) as folder:
+        outcomes = run_checks(
+            "images", annotate(manifest, known, config.data), image_checks(config.data), "path", folder
+        )
+        if len(new):
+            outcomes += run_checks("classes", new, class_checks(config.data), "label", folder)
+    result = _result(name, manifest, outcomes)
+    if result["critical_failures"]:
+        raise IntaglioError("\n".join(result["critical_failures"]))
+    return list(result["warnings"])
+
+
+def _images_of_tasks(root: Path, config: Config) -> pd.DataFrame:
+    """Return the index of the last validated task, which holds the images of all before it."""
+    paths = [root / "data" / "index" / f"{task}.parquet" for task in config.chain]
+    return read_table([path for path in paths if path.is_file()][-1])
+
+
+def _images_of_updates(root: Path, config: Config, but: str = "") -> Iterator[pd.DataFrame]:
+    """Yield the images of every update that was learned, as an index holds them."""
+    for name, update in config.updates.items():
+        path = root / "data" / "manifests" / f"{name}.parquet"
+        if name != but and path.is_file():
+            yield read_table(path).assign(task=update.task)[list(INDEX_COLUMNS)]
 
 
 def run_checks(name: str, table: pd.DataFrame, checks: Sequence[Check], key: str, docs: Path) -> list[Outcome]:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from components.arrays import Indices, Mask, Matrix
-from components.evaluation.test_scores import TestScores
+from components.evaluation.stream_scores import StreamScores
 from components.retrieval.pooled import PooledRetriever
-from components.signatures.classifier import Classifier
-from components.signatures.statistics import pooled_covariance
 
 
-def result_row(scores: TestScores, retrieved: Indices, correct: Mask) -> dict[str, float]:
+def result_row(scores: StreamScores, retrieved: Indices, correct: Mask) -> dict[str, float]:
     """Return accuracy_final and retrieval_accuracy of one way to predict.
 
     Args:
@@ -27,7 +25,7 @@ def result_row(scores: TestScores, retrieved: Indices, correct: Mask) -> dict[st
     }
 
 
-def baselines(scores: TestScores) -> dict[str, dict[str, float]]:
+def baselines(scores: StreamScores) -> dict[str, dict[str, float]]:
     """Classify over all classes at once on the frozen part of h_0.
 
     Returns:
@@ -50,15 +48,3 @@ def baselines(scores: TestScores) -> dict[str, dict[str, float]]:
         name: result_row(scores, retriever.task_of_class[logits.argmax(axis=1)], logits.argmax(axis=1) == truth)
         for name, logits in found.items()
     }
-
-
-def frozen_task_aware(scores: TestScores) -> Mask:
-    """Return whether LDA on the frozen part of h_0 is right where the task is given, (n,)."""
-    correct = np.zeros(len(scores.task), dtype=bool)
-    for number, signature in enumerate(scores.signatures):
-        statistics = signature.statistics.first(scores.frozen_width)
-        classifier = Classifier.from_covariance(statistics.means, pooled_covariance([statistics]))
-        own = scores.task == number
-        chosen = classifier.log_probabilities(scores.h0[own, : scores.frozen_width]).argmax(axis=1)
-        correct[own] = chosen == scores.label[own]
-    return correct

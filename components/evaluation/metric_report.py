@@ -6,49 +6,58 @@ from typing import Any
 
 import numpy as np
 
-from components.arrays import Indices
+from components.arrays import Indices, Mask
 from components.config import Config
-from components.evaluation.baselines import baselines, frozen_task_aware, result_row
+from components.evaluation.all_modules import AllModules
+from components.evaluation.baselines import baselines, result_row
 from components.evaluation.certificate import confusion_bound, measured_confusion, separation
 from components.evaluation.metrics import stream_metrics
-from components.evaluation.retrieve import RULES, accuracy_matrix, retrieve, retrieve_exactly
-from components.evaluation.test_scores import KnownTasks, TestScores
+from components.evaluation.retrieve import Retrieve, retrieve_exactly
+from components.evaluation.stream_scores import KnownTasks, StreamScores
 from components.evaluation.unknown_tasks import rejection
-from components.retrieval.pooled import PooledRetriever
 
 
-def metric_report(scores: TestScores, known: KnownTasks, config: Config) -> dict[str, Any]:
+def metric_report(
+    scores: StreamScores, known: KnownTasks, config: Config, matrix: list[list[float]], retrieve: Retrieve
+) -> dict[str, Any]:
     """Compute all metrics.
 
     Args:
         scores: of the test images.
         known: the images where all tasks are known (`with_known`).
         config: of the project.
+        matrix: R[t][j] of components/evaluation/accuracy_matrix.py.
+        retrieve: chooses the task of each image.
 
     Returns:
         Name -> number, table or matrix, as JSON holds it.
     """
     sizes, epsilon = np.bincount(scores.task, minlength=len(scores.signatures)), config.shortlist.epsilon
-    matrix, (_, retrieved) = accuracy_matrix(scores, config), retrieve(scores, known, config)
+    retrieved = retrieve(known)[1]
     right_task = retrieved == scores.task
     columns = {
         "accuracy": scores.per_task(scores.correct(retrieved, known)),
+        "label_accuracy": scores.per_task(label_correct(scores, known, retrieved, config)),
         "retrieval_accuracy": scores.per_task(right_task),
         "task_aware_accuracy": scores.per_task(scores.correct(scores.task, known)),
-        "frozen_task_aware_accuracy": scores.per_task(frozen_task_aware(scores)),
+        "frozen_task_aware_accuracy": scores.per_task(
+            np.concatenate([images.frozen_correct for images in scores.images])
+        ),
     }
+    exact = retrieve_exactly(scores, config, None)
     return {
         "tasks": scores.names,
         "classes": sum(len(signature.classes) for signature in scores.signatures),
         "test_images": len(scores.task),
         **stream_metrics(matrix, sizes.tolist()),
+        "label_accuracy": float(np.mean(columns["label_accuracy"])),
         "retrieval_accuracy": float(right_task.mean()),
         "task_aware_accuracy": float(np.mean(columns["task_aware_accuracy"])),
         "frozen_task_aware_accuracy": float(np.mean(columns["frozen_task_aware_accuracy"])),
         **shortlist_metrics(scores, epsilon),
-        **serving_metrics(scores, known, config, retrieved),
+        **serving_metrics(known),
         "accuracy_matrix": matrix,
-        "rules": {rule: _rule_row(scores, known, config, rule) for rule in RULES},
+        "rules": {"pooled": result_row(scores, exact, scores.correct(exact, known))},
         "baselines": baselines(scores),
         "rejection": rejection(scores),
         "certificate": certificate_report(scores, epsilon),
@@ -59,7 +68,31 @@ def metric_report(scores: TestScores, known: KnownTasks, config: Config) -> dict
     }
 
 
-def shortlist_metrics(scores: TestScores, epsilon: float) -> dict[str, float]:
+def label_correct(scores: StreamScores, known: KnownTasks, retrieved: Indices, config: Config) -> Mask:
+    """Return whether the label alone is right, (n,): two tasks may share one, under one name or by stream.labels.
+
+    Where another task was retrieved, the label is the class that the frozen network names there, since the image never
+    ran under that task's module in evaluation.
+
+    Args:
+        scores: of the test images.
+        known: the images where all tasks are known (`with_known`).
+        retrieved: task of each image, (n,).
+        config: its `stream.labels` joins and renames labels.
+    """
+    names = [[config.label(signature.task, name) for name in signature.classes] for signature in scores.signatures]
+    first = np.cumsum([0, *(len(classes) for classes in names)])
+    right = np.empty(len(retrieved), dtype=bool)
+    for row, (own, label, chosen) in enumerate(zip(scores.task, scores.label, retrieved, strict=True)):
+        if own == chosen:
+            best = int(known.best_class[row])
+        else:
+            best = int(known.retrieval.frozen[row, first[chosen] : first[chosen + 1]].argmax())
+        right[row] = names[chosen][best] == names[own][label]
+    return right
+
+
+def shortlist_metrics(scores: StreamScores, epsilon: float) -> dict[str, float]:
     """Compute how often the true task is in question, which is promised for 1 - epsilon, and how many tasks are."""
     shortlist = scores.p_values > epsilon
     return {
@@ -68,34 +101,38 @@ def shortlist_metrics(scores: TestScores, epsilon: float) -> dict[str, float]:
     }
 
 
-def serving_metrics(scores: TestScores, known: KnownTasks, config: Config, retrieved: Indices) -> dict[str, float]:
-    """Compute what constant cost changes.
+def serving_metrics(known: KnownTasks) -> dict[str, float]:
+    """Compute what constant cost changes: images called unknown, decided by the trunk, and with a shortlist cut."""
+    found = known.retrieval
+    return {
+        "unknown_rate": float(found.unknown.mean()),
+        "early_share": float(found.decided_by_trunk.mean()),
+        "cap_rate": float(found.capped.mean()),
+    }
+
+
+def agreement(
+    scores: StreamScores, known: KnownTasks, config: Config, retrieve: Retrieve, modules: AllModules | None
+) -> float:
+    """Return the share of images whose answer is the one with every task scored in full.
 
     Args:
         scores: of the test images.
         known: the images where all tasks are known (`with_known`).
         config: of the project.
-        retrieved: task of each image as it is served, (n,).
-
-    Returns:
-        unknown_rate: share of images that are called unknown; early_share: that the trunk decided; cap_rate: whose
-        shortlist was cut; agreement_with_exact: whose answer is the one with every task scored in full.
+        retrieve: chooses the task of each image.
+        modules: the images under every module; None where h_0 is enough.
     """
-    found, exact = known.retrieval, retrieve_exactly(scores, known, config, config.retrieval.rule)
+    exact = retrieve_exactly(scores, config, modules)
     unknown = ~(scores.p_values > config.shortlist.epsilon).any(axis=1)
-    return {
-        "unknown_rate": float(found.unknown.mean()),
-        "early_share": float(found.decided_by_trunk.mean()),
-        "cap_rate": float(found.capped.mean()),
-        "agreement_with_exact": float(((retrieved == exact) & (found.unknown == unknown)).mean()),
-    }
+    return float(((retrieve(known)[1] == exact) & (known.retrieval.unknown == unknown)).mean())
 
 
-def certificate_report(scores: TestScores, epsilon: float) -> dict[str, Any]:
+def certificate_report(scores: StreamScores, epsilon: float) -> dict[str, Any]:
     """Compute what is promised beside what is measured, for each task and each pair; matrices in the tasks' order."""
-    retriever = PooledRetriever.fit([signature.statistics for signature in scores.signatures])
+    retriever = scores.retriever
     delta, bound = separation(retriever), confusion_bound(retriever)
-    measured = measured_confusion(retriever.scores(scores.h0), scores.task)
+    measured = measured_confusion(scores.pooled_scores, scores.task)
     coverage = scores.per_task(scores.p_values[np.arange(len(scores.task)), scores.task] > epsilon)
     tasks: dict[str, dict[str, Any]] = {}
     for row, signature in enumerate(scores.signatures):
@@ -107,9 +144,3 @@ def certificate_report(scores: TestScores, epsilon: float) -> dict[str, Any]:
             facts |= {"bound": float(bound[row, nearest]), "measured": float(measured[row, nearest])}
         tasks[signature.task] = facts | {"held_out_images": held_out}
     return {"tasks": tasks, "delta": delta.tolist(), "bound": bound.tolist(), "measured": measured.tolist()}
-
-
-def _rule_row(scores: TestScores, known: KnownTasks, config: Config, rule: str) -> dict[str, float]:
-    """Compute the accuracy of one retrieval rule with the same modules and classifiers, every task scored in full."""
-    retrieved = retrieve_exactly(scores, known, config, rule)
-    return result_row(scores, retrieved, scores.correct(retrieved, known))

@@ -9,11 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from components.arrays import Matrix
-from components.evaluation.test_scores import TestScores
-from components.retrieval.pooled import PooledRetriever
+from components.evaluation.stream_scores import StreamScores
 
 
-def project(scores: TestScores, seed: int, limit: int = 150) -> pd.DataFrame:
+def project(scores: StreamScores, seed: int, limit: int = 150) -> pd.DataFrame:
     """Project test images and class means onto two axes, as seen from the centre of all class means.
 
     In the whitened space of h_0 every vector from the centre is scaled to length 1. Distances between domains are so
@@ -29,7 +28,7 @@ def project(scores: TestScores, seed: int, limit: int = 150) -> pd.DataFrame:
         At most `limit` test images of each task (kind "point"), and every class mean (kind "centroid") with the
         covariance of its own test images in the picture.
     """
-    retriever = PooledRetriever.fit([signature.statistics for signature in scores.signatures])
+    retriever = scores.retriever
     center = retriever.centers.mean(axis=0)
     # The span of the class means: the other dimensions, a thousand of them, hold noise alone.
     _, _, span = np.linalg.svd(retriever.centers - center, full_matrices=False)

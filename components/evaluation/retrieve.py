@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from components.arrays import Indices, Matrix
 from components.config import Config
-from components.evaluation.test_scores import KnownTasks, TestScores
+from components.evaluation.all_modules import AllModules
+from components.evaluation.stream_scores import KnownTasks, StreamScores
 from components.retrieval.pooled import choose_task, log_posterior
 
-RULES = ("pooled", "dpgmm")
+Retrieve = Callable[[KnownTasks], tuple[Matrix, Indices]]
+"""Return log p(k | x) of the known tasks (n, known), and the retrieved task (n,), also of an unknown image."""
 
 
-def retrieve(scores: TestScores, known: KnownTasks, config: Config) -> tuple[Matrix, Indices]:
-    """Retrieve as it is served, except that every image gets a task, also an unknown one.
-
-    Args:
-        scores: of the test images.
-        known: the images where only some tasks are known (`with_known`).
-        config: its `retrieval` names the rule and the kind of prediction.
-
-    Returns:
-        log p(k | x) of the known tasks (n, known), and the retrieved task (n,).
-    """
-    log_task, shortlist = known.retrieval.log_posterior, known.retrieval.shortlist
-    if config.retrieval.rule == "dpgmm":
-        log_task = log_posterior(np.where(shortlist, scores.log_density[:, : shortlist.shape[1]], -np.inf))
-    if config.retrieval.prediction == "soft":
-        return log_task, np.where(shortlist, log_task + known.class_log_probability, -np.inf).argmax(axis=1)
+def retrieve_pooled(known: KnownTasks) -> tuple[Matrix, Indices]:
+    """Retrieve as it is served by the rule `pooled` and the prediction `hard`, of which h_0 is enough."""
+    log_task = known.retrieval.log_posterior
     return log_task, log_task.argmax(axis=1)
 
 
-def retrieve_exactly(scores: TestScores, known: KnownTasks, config: Config, rule: str) -> Indices:
-    """Retrieve with every task scored in full: the reference for `retrieve`.
+def retrieve_exactly(scores: StreamScores, config: Config, modules: AllModules | None) -> Indices:
+    """Retrieve with every task scored in full: the reference for `retrieve_pooled` and `retrieve_with`, (n,).
 
     Args:
         scores: of the test images.
-        known: the images where all tasks are known (`with_known`).
-        config: its `retrieval.prediction` and `shortlist.temperature` count.
-        rule: one of RULES.
-
-    Returns:
-        The retrieved task (n,).
+        config: its `retrieval` and `shortlist.temperature` count.
+        modules: the images under every module; None where h_0 is enough.
     """
-    task_scores = scores.task_scores(rule, len(scores.signatures))
+    if modules is None:
+        return choose_task(scores.pooled_scores)
+    dpgmm = config.retrieval.rule == "dpgmm"
     if config.retrieval.prediction == "hard":
-        return choose_task(task_scores)
-    temperature = config.shortlist.temperature
-    return choose_task(task_scores / temperature if rule == "pooled" else task_scores, known.class_log_probability)
+        return choose_task(modules.log_density if dpgmm else scores.pooled_scores)
+    task_scores = modules.log_density if dpgmm else scores.pooled_scores / config.shortlist.temperature
+    everything = scores.with_known(config.shortlist, len(scores.signatures))
+    return choose_task(task_scores, modules.class_log_probability(scores, everything))
 
 
-def accuracy_matrix(scores: TestScores, config: Config) -> list[list[float]]:
-    """Return R[t][j], j <= t: accuracy on task j's test images with tasks 0..t known, the task of an image unknown."""
-    stages = (scores.with_known(config.shortlist, count + 1) for count in range(len(scores.signatures)))
-    rows = [scores.per_task(scores.correct(retrieve(scores, known, config)[1], known)) for known in stages]
-    return [row[: count + 1] for count, row in enumerate(rows)]
+def retrieve_with(modules: AllModules, scores: StreamScores, config: Config) -> Retrieve:
+    """Return how images are retrieved by a rule, or a prediction, that needs them under every module.
+
+    Args:
+        modules: the images under every module.
+        scores: of the same images.
+        config: its `retrieval` names the rule and the kind of prediction.
+    """
+
+    def retrieve(known: KnownTasks) -> tuple[Matrix, Indices]:
+        log_task, shortlist = known.retrieval.log_posterior, known.retrieval.shortlist
+        count, tasks = shortlist.shape
+        if config.retrieval.rule == "dpgmm":
+            log_task = log_posterior(np.where(shortlist, modules.log_density[:count, :tasks], -np.inf))
+        if config.retrieval.prediction == "soft":
+            best = log_task + modules.class_log_probability(scores, known)
+            return log_task, np.where(shortlist, best, -np.inf).argmax(axis=1)
+        return log_task, log_task.argmax(axis=1)
+
+    return retrieve

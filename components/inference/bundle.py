@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from components.config import Config
+from components.config import BASE, Config
 from components.errors import IntaglioError
 from components.io import atomic_folder, read_json, sha256_file, write_arrays, write_json
 from components.retrieval.shortlist import TaskRetriever
@@ -14,33 +14,38 @@ from components.signatures.storage import read_signature
 
 INDEX = "bundle.json"
 RETRIEVAL = "retrieval.safetensors"
-_SERVED = {
-    "modules": ("module.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    "signatures": (
-        "signature.json",
-        "classifier.safetensors",
-        "mixture.safetensors",
-        "centroids.safetensors",
-        "support.safetensors",
-        "trunk_support.safetensors",
-    ),
-}
+_MODULE = ("module.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+_SIGNATURE = (
+    "signature.json",
+    "classifier.safetensors",
+    "mixture.safetensors",
+    "centroids.safetensors",
+    "support.safetensors",
+    "trunk_support.safetensors",
+)
 
 
 def write_bundle(root: Path, config: Config) -> None:
     """Write models/bundle from the backbone, the modules and the signatures: the stage `bundle`."""
-    signatures = [read_signature(root / "models/signatures", task) for task in config.tasks]
+    generations = {task: config.generation(task) for task in config.tasks}
+    signatures = [read_signature(root / "models/signatures", name) for name in generations.values()]
     with atomic_folder(root / "models/bundle") as folder:
         shutil.copytree(root / "models/backbone", folder / "backbone")
-        for signature in signatures:
-            for kind, names in _SERVED.items():
-                _copy(root / "models" / kind / signature.task, folder / kind / signature.task, names)
+        for task, generation in generations.items():
+            _copy(root / "models/modules" / task, folder / "modules" / task, _MODULE)
+            _copy(root / "models/signatures" / generation, folder / "signatures" / task, _SIGNATURE)
+        if (shared := config.embedding.shared) not in (BASE, *generations):  # retired, but h_0 is seen under its module
+            _copy(root / "models/modules" / shared, folder / "modules" / shared, _MODULE)
         write_arrays(folder / RETRIEVAL, TaskRetriever.fit(signatures, config.shortlist).to_arrays())
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sections = ("data", "backbone", "embedding", "retrieval", "shortlist")
         index = {
             "tasks": {signature.task: signature.classes for signature in signatures},
             "order": list(config.tasks),
+            "labels": {
+                signature.task: [config.label(signature.task, name) for name in signature.classes]
+                for signature in signatures
+            },
             "config": {section: getattr(config, section).model_dump(mode="json") for section in sections},
             "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
         }

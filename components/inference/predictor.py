@@ -112,7 +112,8 @@ class Predictor:
         signatures = [bundle / "signatures" / task for task in order]
         return cls(
             engine=MultiModuleViT.load(vit, bundle / "modules", order, cache_bytes, embedding.shared, sha256_of),
-            tasks={task: tuple(index["tasks"][task]) for task in order},
+            # Bundles that were registered before labels could be joined or renamed have the classes' own names.
+            tasks={task: tuple(index.get("labels", index["tasks"])[task]) for task in order},
             classifiers=tuple(read_classifier(folder) for folder in signatures),
             mixtures=tuple(read_mixture(folder) for folder in signatures) if retrieval.rule == "dpgmm" else (),
             task_retriever=TaskRetriever.from_arrays(read_arrays(bundle / RETRIEVAL), signatures, shortlist),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from components.config import Config
 from components.data.images import ImageError, Limits, open_image
+from components.evaluation.all_modules import image_folders
 from components.io import sha256_bytes
 
 THUMBNAIL = 96  # pixels, the longer side
@@ -29,9 +31,9 @@ class Example:
         picture: Thumbnail as a data URI; "" if the image cannot be read.
         tiny: Whether it is shown as crisp squares.
         label: Its true class.
-        predicted: The predicted class.
+        predicted: The predicted class; "" where another task was retrieved.
         retrieved: The retrieved task where that is another one; else "".
-        probability: Of the prediction.
+        probability: Of the prediction: of task and class, or of the other task.
     """
 
     picture: str
@@ -52,7 +54,7 @@ def examples_of(root: Path, config: Config, task: str, predictions: pd.DataFrame
         predictions: of all tasks' test images.
 
     Returns:
-        task, count_right, count_wrong, and the Examples `right` and `wrong`.
+        task, count_right, count_wrong, the Examples `right` and `wrong` whose images are there, and how many are gone.
     """
     side = min(EXAMPLES_PER_SIDE, max(1, EXAMPLES // (2 * len(config.tasks))))
     table = predictions[predictions["task"] == task]
@@ -60,21 +62,29 @@ def examples_of(root: Path, config: Config, task: str, predictions: pd.DataFrame
     right, wrong = table[correct], table[~correct]
     right = right.assign(draw=[sha256_bytes(str(path).encode()) for path in right["path"]]).sort_values("draw")
     right = right.assign(turn=right.groupby("label").cumcount()).sort_values(["turn", "draw"])
-    wrong = wrong.sort_values(["probability", "path"], ascending=[False, True])
-    folder, limits = root / config.task(task).folder, Limits.of(config.data)
+    wrong = wrong.assign(sure=wrong["probability"].fillna(wrong["task_probability"]))
+    wrong = wrong.sort_values(["sure", "path"], ascending=[False, True])
+    folders, limits = image_folders(root, config, task), Limits.of(config.data)
+    shown = {
+        "right": [_example(folders, limits, row) for row in right.head(side).itertuples()],
+        "wrong": [_example(folders, limits, row) for row in wrong.head(side).itertuples()],
+    }
     return {
         "task": task,
         "count_right": len(right),
         "count_wrong": len(wrong),
-        "right": [_example(folder, limits, row) for row in right.head(side).itertuples()],
-        "wrong": [_example(folder, limits, row) for row in wrong.head(side).itertuples()],
+        **{name: [example for example in examples if example.picture] for name, examples in shown.items()},
+        "gone": sum(not example.picture for examples in shown.values() for example in examples),
     }
 
 
-def _example(folder: Path, limits: Limits, row: Any) -> Example:
-    retrieved = "" if row.retrieved_task == row.task else str(row.retrieved_task)
-    picture, tiny = _thumbnail(folder / str(row.path), limits)
-    return Example(picture, tiny, str(row.label), str(row.predicted_label), retrieved, float(row.probability))
+def _example(folders: Sequence[Path], limits: Limits, row: Any) -> Example:
+    elsewhere = row.retrieved_task != row.task
+    retrieved = str(row.retrieved_task) if elsewhere else ""
+    found = [folder / str(row.path) for folder in folders if (folder / str(row.path)).is_file()]
+    picture, tiny = _thumbnail(found[0], limits) if found else ("", False)
+    predicted, probability = ("", row.task_probability) if elsewhere else (str(row.predicted_label), row.probability)
+    return Example(picture, tiny, str(row.label), predicted, retrieved, float(probability))
 
 
 def _thumbnail(path: Path, limits: Limits) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from components.config import Config
+from components.config import Config, Task
 from components.io import write_text
 from components.report.charts import accuracy_matrix, retrieval_matrix, training_curves
 from components.report.examples import examples_of
@@ -23,7 +23,7 @@ from components.report.stage_outputs import StageOutputs, read_stage_outputs
 
 NONE, MINUS = "\u2014", "\u2212"  # an em dash; a true minus sign
 MEASURED = ("accuracy", "retrieval_accuracy", "task_aware_accuracy", "frozen_task_aware_accuracy", "test_images")
-TRAINED = ("adapter_rank", "reused_directions", "truncation_error", "seconds")
+TRAINED = ("adapter_rank", "reused_directions", "truncation_error")
 NAMES = {
     "nearest_class_mean": "Nearest class mean, frozen features",
     "frozen_lda": "LDA over all classes, frozen features",
@@ -158,7 +158,7 @@ def _errors(predictions: pd.DataFrame) -> dict[str, int]:
 
 
 def _best_epoch(task: str, outputs: StageOutputs) -> int | None:
-    best = _finite(outputs.finetune[task].get("best_epoch"))
+    best = _finite(outputs.cards[task].training.get("best_epoch"))
     return None if best is None else int(best)
 
 
@@ -166,40 +166,43 @@ def _task_row(task: str, outputs: StageOutputs) -> dict[str, Any]:
     """Collect the figures of one task; what is not known is None."""
     measured = (outputs.metrics.get("per_task") or {}).get(task, {})
     row = {name: _finite(measured.get(name)) for name in MEASURED}
-    row |= {name: _finite(outputs.finetune[task].get(name)) for name in TRAINED}
+    row |= {name: _finite(outputs.cards[task].training.get(name)) for name in TRAINED}
     adapted, frozen = row["task_aware_accuracy"], row["frozen_task_aware_accuracy"]
     gain = None if adapted is None or frozen is None else adapted - frozen
     return {"task": task, "gain": gain, **row}
 
 
 def _data_row(task: str, outputs: StageOutputs) -> dict[str, Any]:
-    """Collect images per split, classes and size from the manifest, and findings from the validation."""
-    manifest, verdict = outputs.manifests[task], outputs.validation[task]
-    readable = manifest[manifest["readable"].astype(bool)]
-    sizes = sorted({(int(w), int(h)) for w, h in zip(readable["width"], readable["height"], strict=True)})
-    ends = [f"{w}\u00d7{h}" for w, h in (sizes[:1] + sizes[-1:])]
+    """Collect images per split, classes, size and the validation's findings from the card."""
+    card = outputs.cards[task]
+    ends = [f"{width}\u00d7{height}" for width, height in card.sizes]
     return {
         "task": task,
-        "splits": [int((readable["split"] == split).sum()) for split in ("train", "val", "test")],
-        "classes": readable["label"].nunique(),
-        "unreadable": len(manifest) - len(readable),
+        "splits": [card.count(split) for split in ("train", "val", "test")],
+        "classes": len(card.classes),
+        "unreadable": card.unreadable,
         "size": " \u2026 ".join(dict.fromkeys(ends)) or NONE,
-        "success": verdict.get("success"),
-        "expectations": len(verdict.get("expectations") or []),
-        "failures": list(verdict.get("critical_failures") or []),
-        "warnings": list(verdict.get("warnings") or []),
+        "success": card.validation.get("success"),
+        "expectations": card.validation.get("expectations") or 0,
+        "failures": list(card.validation.get("critical_failures") or []),
+        "warnings": list(card.validation.get("warnings") or []),
     }
 
 
 def _sections(config: Config) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Yield params.yaml as (section, rows of key and value); the scalars at its top level come first."""
     values = config.model_dump()
-    stream = values.pop("stream")["tasks"]
+    values.pop("stream")
     yield "general", [(key, _plain(value)) for key, value in values.items() if not isinstance(value, dict)]
     for section, rows in values.items():
         if isinstance(rows, dict):
             yield section, [(key, _plain(value)) for key, value in rows.items()]
-    yield "stream.tasks", [(task, f"{row['folder']} (after {row['previous']})") for task, row in stream.items()]
+    yield "stream", [(name, _place(config.task(name))) for name in config.chain]
+
+
+def _place(task: Task) -> str:
+    notes = ["retired"] * task.retired + [f"in place of {task.replaces}"] * bool(task.replaces)
+    return ", ".join([f"{task.folder} (after {task.previous})", *notes])
 
 
 def _plain(value: object) -> str:

@@ -10,12 +10,15 @@ from typing import Any
 import pandas as pd
 
 from components.config import Config
-from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from components.io import read_json, read_table
+from components.records.card import Card
+from components.records.storage import read_cards
 
 CURVES = ("epoch", "train_loss", "val_loss", "val_accuracy")
-PREDICTIONS = ("task", "path", "label", "retrieved_task", "predicted_label", "probability", "correct")
+PREDICTIONS = (
+    "task", "path", "label", "retrieved_task", "predicted_label", "task_probability", "probability", "correct",
+)  # fmt: skip
 PROJECTION = ("kind", "task", "label", "x", "y", "cov_xx", "cov_xy", "cov_yy")
 
 
@@ -24,21 +27,17 @@ class StageOutputs:
     """The outputs of the earlier stages; mappings are by task, in order of arrival.
 
     Attributes:
-        metrics: Of the stage evaluate.
-        predictions: A row for each test image, with the columns PREDICTIONS.
-        projection: A row for each point and centroid, with the columns PROJECTION.
-        manifests: A row for each image of the task.
-        validation: Verdict and findings.
-        finetune: Facts of the training.
-        curves: A row for each epoch, with the columns CURVES, float64; what was not measured is NaN.
+        metrics: of the stage evaluate.
+        predictions: a row for each test image, with the columns PREDICTIONS.
+        projection: a row for each point and centroid, with the columns PROJECTION.
+        cards: facts about the tasks.
+        curves: a row for each epoch, with the columns CURVES, float64; what was not measured is NaN.
     """
 
     metrics: Mapping[str, Any]
     predictions: pd.DataFrame
     projection: pd.DataFrame
-    manifests: Mapping[str, pd.DataFrame]
-    validation: Mapping[str, Mapping[str, Any]]
-    finetune: Mapping[str, Mapping[str, Any]]
+    cards: Mapping[str, Card]
     curves: Mapping[str, pd.DataFrame]
 
 
@@ -57,14 +56,13 @@ def read_stage_outputs(root: Path, config: Config) -> StageOutputs:
             "run the stage evaluate"
         )
     predictions = _table(reports / "predictions.parquet", PREDICTIONS)
+    cards = read_cards(root, config)
     return StageOutputs(
         metrics=metrics,
         predictions=predictions[predictions["task"].isin(tasks)],
         projection=_table(reports / "projection.parquet", PROJECTION),
-        manifests={task: read_manifest(root, task) for task in tasks},
-        validation={task: read_json(reports / "validation" / task / "result.json") for task in tasks},
-        finetune={task: read_json(reports / "finetune" / f"{task}.json") for task in tasks},
-        curves={task: _curve(reports / "finetune" / f"{task}.csv") for task in tasks},
+        cards=cards,
+        curves={task: _curve(card) for task, card in cards.items()},
     )
 
 
@@ -76,11 +74,5 @@ def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _curve(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
-        return table.reindex(columns=CURVES).astype("float64")
-    except FileNotFoundError:
-        raise IntaglioError(f"{path}: file not found; run the stage that writes it") from None
-    except (OSError, ValueError) as error:
-        raise IntaglioError(f"{path}: not a table of numbers ({' '.join(str(error).split())})") from None
+def _curve(card: Card) -> pd.DataFrame:
+    return pd.DataFrame(card.training.get("curve") or [], columns=list(CURVES)).astype("float64")

@@ -45,7 +45,11 @@ class Classifier:
             labels: (n,) int64 in range(classes).
             classes: number of classes C.
         """
-        statistics = Statistics.fit(h, labels, classes)
+        return cls.from_statistics(Statistics.fit(h, labels, classes))
+
+    @classmethod
+    def from_statistics(cls, statistics: Statistics) -> Classifier:
+        """Return the discriminants of classes with one covariance, shrunk (`shrunk_covariance`)."""
         return cls.from_covariance(statistics.means, pooled_covariance([statistics]))
 
     @classmethod

@@ -25,6 +25,7 @@ from scipy.special import logsumexp
 
 from components.arrays import Embeddings, Labels, Matrix, Vector
 from components.modules.low_rank import Head
+from components.signatures.class_sums import ClassSums
 from components.signatures.classifier import Classifier
 from components.signatures.statistics import subsample
 
@@ -58,18 +59,71 @@ def fit_task_classifier(
         learn_val: whether the discriminants are fitted on the validation images too, in the end.
     """
     ensemble = fit_ensemble(train.h, train.labels, classes, head)
-    has_trunk = train.h.shape[1] > head.weight.shape[1]
-    trunk_logits = ensemble[-1].discriminants(val.h) if has_trunk else None
-    if len(val.h):
-        weights = fit_ensemble_weights(ensemble, val.h, val.labels)
-    else:
-        weights = fit_ensemble_weights(ensemble, train.h, None)
-    temperature = fold_ensemble(ensemble, weights).calibrated(val.h, val.labels, trunk_logits).temperature
+    weights, temperature = _weights_and_temperature(ensemble, val, train.h)
     h, labels = train.h, train.labels
     if learn_val:
         h, labels = np.concatenate([h, val.h]), np.concatenate([labels, val.labels])
         ensemble = fit_ensemble(h, labels, classes, head)
     return replace(fold_ensemble(ensemble, weights), temperature=temperature).rounded(h.mean(axis=0))
+
+
+def fit_classifier_from_sums(train: ClassSums, val: LabelledEmbeddings, head: Head, trunk_width: int) -> Classifier:
+    """Fit what `fit_task_classifier` fits, from sums over the training images in place of their embeddings.
+
+    Args:
+        train: of the training images, on h_k.
+        val: of the validation images, at least one.
+        head: the head that was trained with the module; classes that it lacks are added (`extended_head`).
+        trunk_width: width of the trunk's part of h_k.
+    """
+    weights, temperature = _weights_and_temperature(_ensemble_of_sums(train, val, head, trunk_width), val, val.h)
+    every = train.add(val.h, val.labels, len(train.counts))
+    folded = fold_ensemble(_ensemble_of_sums(every, val, head, trunk_width), weights)
+    return replace(folded, temperature=temperature).rounded(every.mean)
+
+
+def extended_head(head: Head, adapted: Classifier, h: Embeddings) -> Head:
+    """Add the classes that a head was not trained on, in closed form.
+
+    Over the classes that it knows, the head's logits H are close to a multiple of the discriminants L, both centred
+    over those classes. The least-squares multiple a predicts the logit of a new class:
+
+        H_new(h) = mean over known c of H_c(h) + a (L_new(h) - mean over known c of L_c(h))
+
+    Args:
+        head: of C' classes on the adapted part, p wide.
+        adapted: discriminants of C >= C' classes on the same part, the known ones first.
+        h: the adapted part of held-out embeddings, (n, p) float32.
+    """
+    known = len(head.bias)
+    if known == len(adapted.intercept):
+        return head
+    trained = Classifier(head.weight.astype(np.float64), head.bias.astype(np.float64), 1.0)
+    own, other = _centred(trained.discriminants(h)), _centred(adapted.discriminants(h)[:, :known])
+    energy = float((other**2).sum())
+    factor = float((own * other).sum()) / energy if energy > 0 else 0.0
+    coef = trained.coef.mean(axis=0) + factor * (adapted.coef[known:] - adapted.coef[:known].mean(axis=0))
+    bias = trained.intercept.mean() + factor * (adapted.intercept[known:] - adapted.intercept[:known].mean())
+    weight, offset = np.concatenate([trained.coef, coef]), np.concatenate([trained.intercept, bias])
+    return Head(weight.astype(np.float32), offset.astype(np.float32))
+
+
+def _weights_and_temperature(
+    ensemble: Ensemble, val: LabelledEmbeddings, without_val: Embeddings
+) -> tuple[Sequence[float], float]:
+    """Fit the members' weights and the temperature on validation images; `without_val` stand in for none."""
+    trunk_logits = ensemble[2].discriminants(val.h) if len(ensemble) > 2 else None
+    if len(val.h):
+        weights = fit_ensemble_weights(ensemble, val.h, val.labels)
+    else:
+        weights = fit_ensemble_weights(ensemble, without_val, None)
+    return weights, fold_ensemble(ensemble, weights).calibrated(val.h, val.labels, trunk_logits).temperature
+
+
+def _ensemble_of_sums(sums: ClassSums, val: LabelledEmbeddings, head: Head, trunk_width: int) -> Ensemble:
+    adapted = Classifier.from_statistics(sums.statistics(trunk_width))
+    trunk = Classifier.from_statistics(sums.statistics(0, trunk_width)) if trunk_width else None
+    return ensemble_of(adapted, extended_head(head, adapted, val.h[:, trunk_width:]), trunk)
 
 
 def fit_ensemble(h: Embeddings, labels: Labels, classes: int, head: Head) -> Ensemble:
@@ -86,11 +140,21 @@ def fit_ensemble(h: Embeddings, labels: Labels, classes: int, head: Head) -> Ens
     """
     width = h.shape[1] - head.weight.shape[1]
     adapted = Classifier.fit(h[:, width:], labels, classes)
+    return ensemble_of(adapted, head, Classifier.fit(h[:, :width], labels, classes) if width else None)
+
+
+def ensemble_of(adapted: Classifier, head: Head, trunk: Classifier | None) -> Ensemble:
+    """Return the members of this file's drawing as classifiers of all d coordinates each.
+
+    Args:
+        adapted: discriminants on the adapted part, p wide.
+        head: the head of training, p wide.
+        trunk: discriminants on the trunk's part, d - p wide; None where an embedding has none.
+    """
+    width, rest = (trunk.coef.shape[1], adapted.coef.shape[1]) if trunk else (0, 0)
     trained = Classifier(head.weight.astype(np.float64), head.bias.astype(np.float64), 1.0)
     ensemble = [_zero_padded(adapted, width, 0), _zero_padded(trained, width, 0)]
-    if width:
-        ensemble.append(_zero_padded(Classifier.fit(h[:, :width], labels, classes), 0, h.shape[1] - width))
-    return ensemble
+    return [*ensemble, _zero_padded(trunk, 0, rest)] if trunk else ensemble
 
 
 def fit_ensemble_weights(ensemble: Ensemble, h: Embeddings, labels: Labels | None) -> Sequence[float]:
@@ -108,6 +172,8 @@ def fit_ensemble_weights(ensemble: Ensemble, h: Embeddings, labels: Labels | Non
         h: embeddings of at least one image, (n, d) float32; 1,024 of them are enough.
         labels: (n,) int64, where no member was fitted on h; None gives equal weights after scaling.
     """
+    if len(ensemble[0].intercept) == 1:  # one class: nothing to tell apart
+        return [1.0] + [0.0] * (len(ensemble) - 1)
     some = subsample(len(h))
     logits = [_centred(member.discriminants(h[some])) for member in ensemble]
     first, *others = (float(np.sqrt((own**2).mean())) for own in logits)

@@ -80,6 +80,29 @@ class Mixture:
         """Component means in the space of the embeddings, (K, d) float64."""
         return self.means @ self.axes + self.center
 
+    def with_classes(self, means: Matrix, images: Vector, images_before: float) -> Mixture:
+        """Add a component for each of m new classes; the density of the others only loses weight.
+
+        A class mean may lie outside the axes. So each class adds the axis that leads there, along which the earlier
+        components have the noise's variance, as before. New components have the mean variances of the earlier ones.
+
+        Args:
+            means: of the classes, (m, d) float64.
+            images: of the classes, (m,).
+            images_before: number of images of the earlier components.
+        """
+        x = means - self.center
+        outside = x - (x @ self.axes.T) @ self.axes
+        _, energy, directions = np.linalg.svd(outside, full_matrices=False)
+        new = directions[energy > 1e-9 * max(float(np.linalg.norm(x)), 1e-12)]
+        added = len(new)
+        variances = np.pad(self.variances, ((0, 0), (0, added)), constant_values=self.noise)
+        axes = np.concatenate([self.axes, new])
+        weights = np.concatenate([self.weights * images_before, images]) / (images_before + images.sum())
+        places = np.concatenate([np.pad(self.means, ((0, 0), (0, added))), x @ axes.T])
+        spread = np.concatenate([variances, np.tile(self.weights @ variances, (len(means), 1))])
+        return Mixture(weights, places, spread, self.center, axes, self.noise)
+
     def rounded(self) -> Mixture:
         """Return the mixture with the digits that files hold: the axes in int8, all else in float32.
 

@@ -50,9 +50,7 @@ class Statistics:
             classes: number of classes C.
         """
         x = h.astype(np.float64)
-        counts = np.bincount(labels, minlength=classes).astype(np.float64)
-        members = csr_array((np.ones(len(x)), (labels, np.arange(len(x)))), shape=(classes, len(x)))
-        means = members @ x / counts[:, None]
+        counts, means = class_means(x, labels, classes)
         x -= means[labels]
         return cls(counts, means, x.T @ x)
 
@@ -66,6 +64,19 @@ class Statistics:
     def degrees_of_freedom(self) -> float:
         """Degrees of freedom of the scatter: images minus classes."""
         return float(self.counts.sum()) - len(self.counts)
+
+
+def class_means(x: Matrix, labels: Labels, classes: int) -> tuple[Vector, Matrix]:
+    """Return the number of images of each class (C,) and their mean (C, d); zero for a class without images.
+
+    Args:
+        x: embeddings, (n, d) float64.
+        labels: (n,) int64 in range(classes).
+        classes: number of classes C.
+    """
+    counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    members = csr_array((np.ones(len(x)), (labels, np.arange(len(x)))), shape=(classes, len(x)))
+    return counts, members @ x / np.maximum(counts, 1)[:, None]
 
 
 def pooled_scatter(tasks: Sequence[Statistics]) -> tuple[Matrix, float]:

@@ -22,18 +22,19 @@ from components.signatures.statistics import Statistics
 from components.signatures.support import Support
 
 
-def write_signature(folder: Path, signature: Signature, scatter_rank: int) -> None:
-    """Write a signature to `folder`/<task>.
+def write_signature(folder: Path, signature: Signature, scatter_rank: int, name: str | None = None) -> None:
+    """Write a signature to a folder of its own.
 
     Args:
         folder: of all signatures.
         signature: to store.
         scatter_rank: how many directions its scatter keeps (`CompactScatter`).
+        name: of its folder; None: the task's name, which it has until the task is updated.
     """
     mixture, statistics, classifier = signature.mixture, signature.statistics, signature.classifier
     scatter = CompactScatter.of(dense(statistics.scatter), scatter_rank)
     means: Arrays = {"counts": statistics.counts, "means": statistics.means.astype(np.float16)}
-    with atomic_folder(folder / signature.task) as temporary:
+    with atomic_folder(folder / (name or signature.task)) as temporary:
         write_arrays(temporary / "shared.safetensors", means | scatter.to_arrays())
         write_arrays(temporary / "mixture.safetensors", _mixture_arrays(mixture))
         # In the space of the embeddings, for a person to inspect.
@@ -59,24 +60,24 @@ def write_classifier(folder: Path, classifier: Classifier) -> None:
     write_arrays(folder / "classifier.safetensors", arrays | {"temperature": np.array([classifier.temperature])})
 
 
-def read_signature(folder: Path, task: str) -> Signature:
-    """Read the signature in `folder`/<task>.
+def read_signature(folder: Path, name: str) -> Signature:
+    """Read the signature in `folder`/<name>, where the name is that of a task or of an update.
 
     Raises:
         IntaglioError: a file is missing or damaged.
     """
-    facts = read_json(folder / task / "signature.json")
-    shared = read_arrays(folder / task / "shared.safetensors")
+    facts = read_json(folder / name / "signature.json")
+    shared = read_arrays(folder / name / "shared.safetensors")
     scatter = CompactScatter.from_arrays(shared)
     statistics = Statistics(shared["counts"], shared["means"].astype(np.float64), scatter)
     return Signature(
-        task,
+        facts["task"],
         tuple(facts["classes"]),
         statistics,
-        read_mixture(folder / task),
-        read_support(folder / task / "support.safetensors"),
-        read_support(trunk) if (trunk := folder / task / "trunk_support.safetensors").exists() else None,
-        read_classifier(folder / task),
+        read_mixture(folder / name),
+        read_support(folder / name / "support.safetensors"),
+        read_support(trunk) if (trunk := folder / name / "trunk_support.safetensors").exists() else None,
+        read_classifier(folder / name),
     )
 
 

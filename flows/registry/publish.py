@@ -6,7 +6,6 @@ have logged would silently be missing.
 
 from __future__ import annotations
 
-import csv
 import math
 import subprocess
 import time
@@ -22,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from components.config import Config
 from components.errors import IntaglioError
 from components.io import read_json, sha256_file
+from components.records.storage import read_card, record_folder
 from flows.registry.mlflow_store import PARENT_KIND, TASK_KIND, experiment_id, runs
 
 _REPORTS = ("metrics.json", "report.html", "predictions.parquet", "projection.parquet")
@@ -118,7 +118,9 @@ class _Publisher:
             for step, row in enumerate(self.metrics.get("accuracy_matrix", []), start=1)
             if row and None not in row
         ]
-        self._log(parent, self.config.model_dump(mode="json"), [*_metrics(overall), *steps])
+        # The names of classes are no names of parameters: MLflow refuses most characters in those.
+        settings = self.config.model_dump(mode="json", exclude={"stream": {"labels"}})
+        self._log(parent, settings, [*_metrics(overall), *steps])
         for position, task in enumerate(self.config.tasks, start=1):
             self._log_task(parent, task, position)
         for report in _REPORTS:
@@ -134,28 +136,39 @@ class _Publisher:
         return parent
 
     def _log_task(self, parent: str, task: str, position: int) -> None:
-        folder, reports = self.config.task(task).folder, self.root / "reports"
-        digest = sha256_file(self.root / "data" / "manifests" / f"{task}.parquet")
-        validation = reports / "validation" / task / "result.json"
-        passed = str(bool(read_json(validation).get("success"))).lower()
-        tags = {"kind": TASK_KIND, "task": task, "data_sha256": digest, "validation_success": passed}
-        run = self._create(task, {**tags, MLFLOW_PARENT_RUN_ID: parent})
+        """Log a task's run, once for each generation; later states add a step to it.
+
+        Args:
+            parent: the run of the present state.
+            task: its name.
+            position: in the order of arrival, from 1.
+        """
+        generation, known = self.config.generation(task), len(self.config.tasks)
+        card = read_card(self.root, generation)
+        digest = sha256_file(record_folder(self.root, generation) / "card.json")
+        measured = list(_metrics(self.metrics.get("per_task", {}).get(task, {}), step=known))
+        condition = f"attributes.status = 'FINISHED' and tags.kind = '{TASK_KIND}' and tags.card_sha256 = '{digest}'"
+        if before := runs(self.client, self.experiment, condition):
+            self._log(str(before[0].info.run_id), {}, measured)
+            return
+        data = str(card.updates[-1]["manifest"] if card.updates else card.digests["manifest"])
+        passed = str(bool(card.validation.get("success"))).lower()
+        tags = {"kind": TASK_KIND, "task": task, "generation": generation, "card_sha256": digest, "data_sha256": data}
+        run = self._create(generation, {**tags, "validation_success": passed, MLFLOW_PARENT_RUN_ID: parent})
+        training = {name: value for name, value in card.training.items() if name != "curve"}
         self._log(
             run,
             {"position": position, **self.config.task(task).model_dump(), "finetune": self.config.finetune},
-            [
-                *_metrics(read_json(reports / "finetune" / f"{task}.json")),
-                *_metrics(self.metrics.get("per_task", {}).get(task, {})),
-                *_curves(reports / "finetune" / f"{task}.csv"),
-            ],
+            [*_metrics(training), *measured, *_curves(card.training.get("curve") or [])],
         )
-        dataset = Dataset(name=task, digest=digest[:36], source_type="local", source=folder)
+        folder = self.config.task(task).folder
+        dataset = Dataset(name=generation, digest=data[:36], source_type="local", source=folder)
         self.client.log_inputs(run, datasets=[DatasetInput(dataset)])
-        signature = self.root / "models" / "signatures" / task
+        signature = self.root / "models" / "signatures" / generation
         self.client.log_artifacts(run, str(self.root / "models" / "modules" / task), "module")
         self.client.log_artifacts(run, str(signature), "signature")
         self.client.log_artifact(run, str(signature / "centroids.safetensors"), "centroids")
-        self.client.log_artifact(run, str(validation), "validation")
+        self.client.log_artifact(run, str(record_folder(self.root, generation) / "card.json"))
         self.client.set_terminated(run, "FINISHED")
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
@@ -180,20 +193,19 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _metrics(values: Mapping[str, Any]) -> Iterator[Metric]:
+def _metrics(values: Mapping[str, Any], step: int = 0) -> Iterator[Metric]:
     """Yield every finite number, nested ones under dotted names; null (nothing to measure) is left out."""
     for name, value in _flat(values):
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield Metric(name, float(value), _now(), 0)
+            yield Metric(name, float(value), _now(), step)
 
 
-def _curves(path: Path) -> Iterator[Metric]:
+def _curves(curve: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     """Yield the columns of a training curve, one step per epoch."""
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for column, value in row.items():
-                if column != "epoch" and value and math.isfinite(float(value)):
-                    yield Metric(f"epoch_{column}", float(value), _now(), int(row["epoch"]))
+    for row in curve:
+        for column, value in row.items():
+            if column != "epoch" and value is not None and math.isfinite(float(value)):
+                yield Metric(f"epoch_{column}", float(value), _now(), int(row["epoch"]))
 
 
 def _git_tags(root: Path) -> dict[str, str]:
