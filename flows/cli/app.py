@@ -13,7 +13,7 @@ from components.errors import IntaglioError
 from flows.cli import registry
 from flows.cli.bench import bench
 from flows.cli.predict import predict
-from flows.cli.run import run, serve_schedule
+from flows.cli.run import plan, run, serve_schedule
 from flows.cli.serve import serve
 from flows.cli.tasks import tasks
 
@@ -66,6 +66,7 @@ def version() -> None:
 
 for command in (
     run,
+    plan,
     predict,
     serve,
     registry.promote,

@@ -9,10 +9,16 @@ import typer
 from flows.settings import enter_project
 
 
-def run() -> None:
+Retrain = Annotated[
+    list[str] | None,
+    typer.Option(help="Name a learned task that may be trained again, with all after it; may be repeated."),
+]
+
+
+def run(retrain: Retrain = None) -> None:
     """Run the pipeline once: every stage that changed, then publish, judge and promote.
 
-    With nothing changed it only shows how things stand.
+    It begins with its plan, as `intaglio plan` shows it. With nothing changed it only shows how things stand.
     Exit status 1: a stage failed, another run is at work, or Prefect's server was lost.
     """
     root = enter_project()
@@ -21,9 +27,9 @@ def run() -> None:
     from flows.pipeline.summary import closing_lines
     from flows.pipeline.up_to_date import summary_if_up_to_date
 
-    with prepared(root) as project:
+    with prepared(root, retrain or ()) as project:
         if summary := summary_if_up_to_date(project):
-            print("\n".join(closing_lines(summary)))
+            print("\n".join([*project.plan.lines[:-1], *closing_lines(summary)]))
             return
         print("starting Prefect ...", flush=True)
         server = start_server(root)
@@ -32,6 +38,19 @@ def run() -> None:
         print(f"Prefect's pages during the run: {server.wait()}", flush=True)
         with server.attended():
             continual_finetuning(str(root))
+
+
+def plan(retrain: Retrain = None) -> None:
+    """Show which stages a run would run, why, and about how long it would take.
+
+    Nothing is started or changed.
+    """
+    root = enter_project()
+    from flows.planning.plan import make_plan
+    from flows.tasks.preflight import preflight
+
+    for line in make_plan(root, preflight(root), retrain or ()).lines:
+        print(line)
 
 
 def serve_schedule(

@@ -26,7 +26,7 @@ from flows.pipeline.progress import Progress
 from flows.pipeline.stage_process import StageStoppedError, run_stage
 from flows.pipeline.stage_scheduler import StageScheduler
 from flows.pipeline.summary import Summary, as_markdown, closing_lines, failure_lines
-from flows.planning.dag import read_dag
+from flows.planning.timings import record_seconds
 from flows.settings import enter, find_root
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ def continual_finetuning(root: str | None = None, retry_delays: Sequence[float] 
     folder = find_root(Path(root) if root else None)
     enter(folder)
     with prepared(folder) as project:
-        dag = read_dag(folder)
-        scheduler = StageScheduler(dag, project.changed, WORKERS)
+        dag = project.plan.dag
+        scheduler = StageScheduler(dag, project.plan.to_run, WORKERS)
         run = Run(project, Progress(len(dag.stages)), retry_delays)
+        for line in project.plan.lines:
+            run.progress.show(line)
         run.progress.up_to_date(len(scheduler.outcomes))
         try:
             _run_stages(run, scheduler)
@@ -138,7 +140,10 @@ def dvc_stage(stage: str, run: Run) -> str:
     except IntaglioError as error:
         progress.show(f"{stage} {'stopped' if isinstance(error, StageStoppedError) else 'FAILED'}")
         raise
-    progress.finished(stage, outcome, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    progress.finished(stage, outcome, seconds)
+    if outcome == "ran":
+        record_seconds(run.root, stage, seconds)
     return outcome
 
 

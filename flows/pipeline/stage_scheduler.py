@@ -17,14 +17,13 @@ class StageScheduler:
 
     Args:
         dag: all stages.
-        changed: the stages that DVC calls changed; they and everything downstream are looked at.
+        to_run: the stages that are looked at, by their plan.
         workers: how many stages may run at a time. Of those that need the device, one.
     """
 
-    def __init__(self, dag: Dag, changed: Iterable[str], workers: int) -> None:
-        changed = {stage.name for stage in dag.stages} & set(changed)
+    def __init__(self, dag: Dag, to_run: Iterable[str], workers: int) -> None:
         self._dag, self._workers = dag, workers
-        self._waiting = changed | dag.downstream(changed)
+        self._waiting = {stage.name for stage in dag.stages} & set(to_run)
         self._running: dict[str, Stage] = {}
         self._blocked: frozenset[str] = frozenset()
         self.outcomes = {stage.name: "up to date" for stage in dag.stages if stage.name not in self._waiting}

@@ -12,7 +12,7 @@ from flows.pipeline.summary import Summary
 def summary_if_up_to_date(project: Prepared) -> Summary | None:
     """Return how things stand if every stage is up to date, published, registered and judged; else None."""
     begun, root = time.monotonic(), project.root
-    if project.changed or not (root / "mlruns" / "mlflow.db").is_file() or not (root / "dvc.lock").is_file():
+    if project.plan.to_run or not (root / "mlruns" / "mlflow.db").is_file() or not (root / "dvc.lock").is_file():
         return None
     from flows.registry.mlflow_store import connect
     from flows.registry.promote import standing

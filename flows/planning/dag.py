@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from components.errors import IntaglioError, TransientError
 from flows.settings import stage_environment
 
 # The stages that compute on the accelerator, or on all cores where there is none.
-DEVICE_STAGES = frozenset({"backbone", "finetune", "signature", "evaluate"})
+DEVICE_STAGES = frozenset({"backbone", "finetune", "signature", "record", "update", "evaluate"})
 
 BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")  # DVC's message beside another DVC
 PATIENCE_SECONDS = 60.0
@@ -72,7 +73,8 @@ def read_dag(root: Path) -> Dag:
     try:
         with Repo(str(root)) as repo:
             graph = repo.index.graph
-            upstream = {stage.addressing: _names(graph.successors(stage)) for stage in graph}
+            # A .dvc file, such as that of an archived task, has no command: it is there, or `dvc pull` brings it.
+            upstream = {stage.addressing: _names(graph.successors(stage)) for stage in graph if stage.cmd}
     except DvcException as error:
         cause = error.__cause__ or error
         raise IntaglioError(f"{root / 'dvc.yaml'}: {' '.join(f'{error}: {cause}'.split())}") from None
@@ -80,11 +82,49 @@ def read_dag(root: Path) -> Dag:
     return Dag(tuple(Stage(name, upstream[name]) for name in order))
 
 
-def _names(stages: Iterable[object]) -> frozenset[str]:
-    return frozenset(str(getattr(stage, "addressing", stage)) for stage in stages)
+def _names(stages: Iterable[Any]) -> frozenset[str]:
+    return frozenset(str(stage.addressing) for stage in stages if stage.cmd)
 
 
-def changed_stages(root: Path, patience: float = PATIENCE_SECONDS) -> frozenset[str]:
+@dataclass(frozen=True)
+class StageStatus:
+    """What `dvc status` says of one stage.
+
+    Attributes:
+        deps: path of each changed dependency -> modified, deleted or new.
+        params: sections of params.yaml that changed.
+        outs: path of each changed output -> modified or deleted.
+        command: whether the command changed, or the stage always runs.
+    """
+
+    deps: Mapping[str, str]
+    params: tuple[str, ...]
+    outs: Mapping[str, str]
+    command: bool
+
+    @classmethod
+    def of(cls, entries: Iterable[Any]) -> StageStatus:
+        """Read the entries of `dvc status --json` about one stage."""
+        deps: dict[str, Any] = {}
+        outs: dict[str, str] = {}
+        command = False
+        for entry in entries:
+            if isinstance(entry, Mapping):
+                deps |= entry.get("changed deps", {})
+                outs |= entry.get("changed outs", {})
+            else:
+                command = True
+        sections = tuple(name for value in deps.values() if isinstance(value, Mapping) for name in value)
+        files = {path: value for path, value in deps.items() if isinstance(value, str) and path != "params.yaml"}
+        return cls(files, sections, outs, command)
+
+    @property
+    def inputs_changed(self) -> bool:
+        """Whether more than outputs changed."""
+        return bool(self.deps or self.params or self.command)
+
+
+def stage_status(root: Path, patience: float = PATIENCE_SECONDS) -> dict[str, StageStatus]:
     """Return the stages that `dvc repro` would look at: dependencies, parameters, command or outputs changed.
 
     Args:
@@ -100,7 +140,7 @@ def changed_stages(root: Path, patience: float = PATIENCE_SECONDS) -> frozenset[
     while True:
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            return frozenset(json.loads(done.stdout))
+            return {name: StageStatus.of(entries) for name, entries in json.loads(done.stdout).items()}
         if not BUSY.search(done.stderr):
             raise IntaglioError(f"dvc status failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
         if time.monotonic() > deadline:

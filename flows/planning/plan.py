@@ -1,0 +1,253 @@
+"""What a run would do, why, and about how long: made before anything starts, and followed by the run.
+
+A task that was learned stays as it was learned. Where its images or the settings of its training changed, the stages
+that would train it again are kept back, and the plan says so; `--retrain NAME` is the word that lets them run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.config import Config
+from components.data.folder_changes import folder_changes
+from components.data.task_data import read_manifest
+from components.errors import IntaglioError
+from flows.durations import duration
+from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
+from flows.lock_file import LockFile, flat
+from flows.planning.timings import expected_seconds
+
+LEARNING = ("ingest", "validate", "finetune")  # the stages that make a task what was learned
+OF_IMAGES = ("signature", "record")  # stages of a task that read its images, and train nothing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        root: the project's folder.
+        dag: all stages.
+        to_run: the stages to look at, with all that is downstream of them, without those kept back.
+        reasons: why, for each stage that DVC calls changed.
+        kept_back: learned task -> why its stages do not run again.
+    """
+
+    root: Path
+    dag: Dag
+    to_run: frozenset[str]
+    reasons: Mapping[str, str]
+    kept_back: Mapping[str, str]
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the plan in words, a line each."""
+        return [*self._lines()]
+
+    def _lines(self) -> Iterator[str]:
+        for task, reason in self.kept_back.items():
+            yield f"{task} stays as it was learned: {reason}"
+        if not self.to_run:
+            yield "nothing to run: every stage is up to date"
+            return
+        ordered = [stage.name for stage in self.dag.stages if stage.name in self.to_run]
+        for name in ordered:
+            yield f"{name}: {self.reasons.get(name, 'after a stage before it')}"
+        seconds = expected_seconds(self.root, ordered)
+        how_long = "no such stage has run here yet" if seconds is None else f"about {duration(seconds)}"
+        yield f"{len(ordered)} of {len(self.dag.stages)} stages to run, {how_long}"
+
+
+def make_plan(root: Path, config: Config, retrain: Collection[str] = ()) -> Plan:
+    """Compare the project with dvc.lock.
+
+    Args:
+        root: the project's folder.
+        config: its params.yaml.
+        retrain: learned tasks that may be trained again.
+
+    Raises:
+        IntaglioError: a name in `retrain` is no learned task, or a later task rests on it and is not named; or what a
+            task left is gone, and its images too.
+    """
+    lock = LockFile.read(root)
+    _check_retrain(config, lock, retrain)
+    dag, status = read_dag(root), stage_status(root)
+    names = {stage.name for stage in dag.stages}
+    looked_at = {name: own for name, own in status.items() if name in names}
+    _check_backbone(config, lock, looked_at, retrain)
+    protected = _Protected(root, config, lock, looked_at, frozenset(retrain))
+    kept = {name for name in names if protected.keeps(name)}
+    changed = looked_at.keys() - kept
+    reasons = {name: _reason(root, config, lock, name, looked_at[name]) for name in changed}
+    to_run = frozenset((changed | dag.downstream(changed)) - kept)
+    return Plan(root, dag, to_run, reasons, dict(protected.explained()))
+
+
+@dataclass(frozen=True)
+class _Protected:
+    """Which stages of learned tasks are kept back.
+
+    Attributes:
+        root: the project's folder.
+        config: its params.yaml.
+        lock: its dvc.lock.
+        status: of the stages that DVC calls changed.
+        retrain: learned tasks that may be trained again.
+    """
+
+    root: Path
+    config: Config
+    lock: LockFile
+    status: Mapping[str, StageStatus]
+    retrain: frozenset[str]
+
+    def keeps(self, stage: str) -> bool:
+        """Return whether a stage must not run: it would learn anew what was learned, or read images that are gone."""
+        kind, _, name = stage.partition("@")
+        if kind == "update":
+            folder = self.config.updates[name].folder
+            changed = stage in self.status and folder in self.status[stage].deps
+            return stage in self.lock.stages and (changed or not (self.root / folder).is_dir())
+        if name in self.retrain or not self.lock.has_learned(name):
+            return False
+        if kind in LEARNING:
+            return not self._can_be_restored(stage)
+        if kind not in OF_IMAGES or (self.root / self.config.task(name).folder).is_dir():
+            return False
+        if stage not in self.status or self._can_be_restored(stage):
+            return stage not in self.status
+        if not self._has_outs(stage):
+            raise IntaglioError(
+                f"{stage}: task {name!r} left no {kind} yet, and its images in {self.config.task(name).folder} are "
+                "gone; put them back for one run, or fetch what it left with `dvc pull`"
+            )
+        return True
+
+    def explained(self) -> Iterator[tuple[str, str]]:
+        """Yield every learned task with changes, and why nothing of it runs again."""
+        for task in self.config.stream.tasks:
+            if not self.lock.has_learned(task) or task in self.retrain:
+                continue
+            stages = [f"{kind}@{task}" for kind in (*LEARNING, *OF_IMAGES)]
+            changed = [stage for stage in stages if stage in self.status and self.keeps(stage)]
+            changed = [stage for stage in changed if self.status[stage].inputs_changed]
+            if changed and (words := self._words(task, changed)):
+                yield task, f"{words}; `intaglio run --retrain {task}` would train it again"
+        for name, update in self.config.stream.updates.items():
+            stage = f"update@{name}"
+            if stage in self.status and self.keeps(stage) and (self.root / update.folder).is_dir():
+                reason = _reason(self.root, self.config, self.lock, stage, self.status[stage])
+                yield name, f"{reason}; more images are another update: `intaglio task update {update.task} FOLDER`"
+
+    def _words(self, task: str, changed: list[str]) -> str:
+        """Say what changed; "" where only the images are gone, which needs no word."""
+        folder = self.root / self.config.task(task).folder
+        reasons = [
+            _reason(self.root, self.config, self.lock, stage, self.status[stage])
+            for stage in changed
+            if folder.is_dir() or not stage.startswith("ingest@") or self.status[stage].params
+        ]
+        later = self.config.chain[self.config.chain.index(task) + 1 :]
+        follow = f" (and after it {', '.join(later)})" if later and reasons else ""
+        return "; ".join(dict.fromkeys(reasons)) + follow
+
+    def _can_be_restored(self, stage: str) -> bool:
+        """Return whether only outputs of a stage are missing, and DVC's cache has them all."""
+        status = self.status.get(stage)
+        if status is None or status.inputs_changed:
+            return False
+        recorded = self.lock.outs(stage)
+        return all(_in_cache(self.root, str(recorded.get(path, {}).get("md5", ""))) for path in status.outs)
+
+    def _has_outs(self, stage: str) -> bool:
+        return bool(self.lock.outs(stage)) and all((self.root / path).exists() for path in self.lock.outs(stage))
+
+
+def _in_cache(root: Path, md5: str) -> bool:
+    return bool(md5) and (root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists()
+
+
+def _check_retrain(config: Config, lock: LockFile, retrain: Collection[str]) -> None:
+    for name in retrain:
+        if name not in config.stream.tasks or not lock.has_learned(name):
+            learned = ", ".join(task for task in config.stream.tasks if lock.has_learned(task)) or "none"
+            raise IntaglioError(f"--retrain {name}: is no learned task with images here; these are: {learned}")
+        later = [task for task in config.chain[config.chain.index(name) + 1 :] if lock.has_learned(task)]
+        if missing := [task for task in later if task not in retrain]:
+            words = " ".join(f"--retrain {task}" for task in (*retrain, *missing))
+            raise IntaglioError(
+                f"--retrain {name}: the modules of {', '.join(missing)} rest on its module and would be trained again "
+                f"too: `intaglio run {words}`; or `intaglio task retrain {name}`, which changes no other module"
+            )
+
+
+def _check_backbone(
+    config: Config, lock: LockFile, status: Mapping[str, StageStatus], retrain: Collection[str]
+) -> None:
+    """Refuse another backbone beside tasks that were learned on the present one.
+
+    Args:
+        config: the project's params.yaml.
+        lock: its dvc.lock.
+        status: of the stages that DVC calls changed.
+        retrain: learned tasks that may be trained again.
+    """
+    learned = [task for task in config.chain if task in config.stream.archived or lock.has_learned(task)]
+    if "backbone" not in lock.stages or "backbone" not in status or not status["backbone"].params:
+        return
+    if bound := [task for task in learned if task not in retrain]:
+        words = _changed_settings(config, lock, "backbone", status["backbone"].params)
+        raise IntaglioError(
+            f"params.yaml: {words}, but {', '.join(bound)} {'was' if len(bound) == 1 else 'were'} learned on the "
+            "backbone as it was; put the setting back, or name them all with --retrain"
+        )
+
+
+def _reason(root: Path, config: Config, lock: LockFile, stage: str, status: StageStatus) -> str:
+    """Say in words why DVC calls a stage changed.
+
+    Args:
+        root: the project's folder.
+        config: its params.yaml.
+        lock: its dvc.lock.
+        stage: its name.
+        status: what DVC says of it.
+    """
+    if stage not in lock.stages:
+        return "has not run yet"
+    kind, _, name = stage.partition("@")
+    parts = []
+    if kind in ("ingest", "update") and status.deps:
+        folder = config.task(name).folder if kind == "ingest" else config.updates[name].folder
+        parts += _folder_words(root, folder, name, status) if folder in status.deps else []
+        parts += [f"{path} {how}" for path, how in status.deps.items() if path != folder]
+    else:
+        parts += [f"{path} {how}" for path, how in status.deps.items()]
+    if status.params:
+        parts.append(_changed_settings(config, lock, stage, status.params))
+    if status.command:
+        parts.append("a new revision of the stage")
+    parts += [f"{path} {how}" for path, how in status.outs.items() if not parts]
+    return ", ".join(parts) or "changed"
+
+
+def _folder_words(root: Path, folder: str, name: str, status: StageStatus) -> list[str]:
+    if not (root / folder).is_dir():
+        return [f"{folder} is gone"]
+    try:
+        lines = folder_changes(root / folder, read_manifest(root, name)).lines
+    except IntaglioError as error:  # the folder breaks a rule now, or its manifest is missing
+        return [f"{folder}: {error}"]
+    return lines or [f"{folder}: {status.deps[folder]}, but no image of it"]
+
+
+def _changed_settings(config: Config, lock: LockFile, stage: str, sections: Collection[str]) -> str:
+    """Name the settings that differ from those of the last run, with both values."""
+    before, now = lock.params(stage), dict(flat(config.model_dump(mode="json")))
+    inside = [name for name in now if any(name == own or name.startswith(f"{own}.") for own in sections)]
+    changed = [name for name in inside if name not in before or before[name] != now[name]]
+    words = [f"{name} from {before[name]} to {now[name]}" if name in before else f"{name} is new" for name in changed]
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more settings" if len(words) > 3 else "") or "settings"

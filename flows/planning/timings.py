@@ -1,0 +1,43 @@
+"""How long each stage took when it last ran, in .intaglio/timings.json, so that a plan can say how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+from components.errors import IntaglioError
+from components.io import read_json, write_json
+from flows.settings import SCRATCH
+
+
+def record_seconds(root: Path, stage: str, seconds: float) -> None:
+    """Remember how long a stage took."""
+    write_json(_path(root), _read(root) | {stage: round(seconds, 1)})
+
+
+def expected_seconds(root: Path, stages: Iterable[str]) -> float | None:
+    """Return how long stages will take, one after the other; None where nothing like one of them ever ran.
+
+    A stage that never ran itself is expected to take the mean of its kind: of `finetune@new`, that of all finetunes.
+    """
+    known, total = _read(root), 0.0
+    for stage in stages:
+        kind = stage.partition("@")[0]
+        alike = [seconds for name, seconds in known.items() if name.partition("@")[0] == kind]
+        if stage not in known and not alike:
+            return None
+        total += known.get(stage, mean(alike))
+    return total
+
+
+def _read(root: Path) -> dict[str, float]:
+    try:
+        known = read_json(_path(root))
+    except IntaglioError:  # none yet, or torn by a kill
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _path(root: Path) -> Path:
+    return root / SCRATCH / "timings.json"
