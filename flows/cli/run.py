@@ -8,7 +8,6 @@ import typer
 
 from flows.settings import enter_project
 
-
 Retrain = Annotated[
     list[str] | None,
     typer.Option(help="Name a learned task that may be trained again, with all after it; may be repeated."),

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from components.config import Config
 from components.errors import IntaglioError
 from components.io import write_text
 from flows.settings import scratch_folder
@@ -36,12 +37,13 @@ def recover(root: Path) -> None:
     scratch_folder(root).mkdir(parents=True, exist_ok=True)
 
 
-def forget_dropped_tasks(root: Path, tasks: Collection[str]) -> None:
-    """Remove the manifests and validation pages of tasks that are not among `tasks`, those of params.yaml.
+def forget_dropped_tasks(root: Path, config: Config) -> None:
+    """Remove the manifests and validation pages of tasks that params.yaml does not name.
 
     Refused tasks leave them behind, and evaluate and report, which read those folders whole, would run for nothing.
     A task that comes back gets them from DVC's cache.
     """
+    tasks = {*config.chain, *config.updates}
     for path in (root / "data" / "manifests").glob("*.parquet"):
         if path.stem not in tasks:
             path.unlink()

@@ -15,8 +15,8 @@ from components.data.folder_changes import folder_changes
 from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from flows.durations import duration
-from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
 from flows.lock_file import LockFile, flat
+from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
 from flows.planning.timings import expected_seconds
 
 LEARNING = ("ingest", "validate", "finetune")  # the stages that make a task what was learned
