@@ -290,7 +290,7 @@ class Config(_Section):
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """All learned tasks in order of arrival, retired and archived ones too."""
+        """Return all tasks in order of arrival, retired and archived ones too."""
         every = self.stream.tasks | self.stream.archived
         follower = {task.previous: name for name, task in every.items()}
         names, last = list[str](), BASE
@@ -301,13 +301,13 @@ class Config(_Section):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that images are retrieved for, in order of arrival: neither retired nor replaced by another."""
+        """Return the tasks that images are retrieved for, in order of arrival: neither retired nor replaced."""
         replaced = {task.replaces for name in self.chain if not (task := self.task(name)).retired}
         return tuple(name for name in self.chain if not self.task(name).retired and name not in replaced)
 
     @property
     def updates(self) -> dict[str, Update]:
-        """Every update, also of archived tasks, by name."""
+        """Return every update, also of archived tasks, by name."""
         return self.stream.updates | self.stream.archived_updates
 
     def task(self, name: str) -> Task:

@@ -75,7 +75,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"embedding.depths must not lie between the trunk ({backbone.trunk_depth}) and the last block"
     if "shared" not in config.embedding.model_fields_set:  # dvc.yaml asks for it; only bundles may lack it
         yield f"embedding.shared: missing key; expected {BASE!r} or the first task, {_first(config)!r}"
-    elif config.embedding.shared not in (BASE, _first(config)):
+    elif config.chain and config.embedding.shared not in (BASE, _first(config)):
         yield (
             f"embedding.shared is {config.embedding.shared!r}: expected {BASE!r} or the first task, "
             f"{_first(config)!r}: what earlier tasks left could not be seen anew under a later one's module"

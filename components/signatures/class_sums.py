@@ -62,7 +62,7 @@ class ClassSums:
 
     @property
     def mean(self) -> Vector:
-        """Mean of all images, (d,)."""
+        """Return the mean of all images, (d,)."""
         return self.counts @ self.means / self.counts.sum()
 
     def to_arrays(self) -> Arrays:

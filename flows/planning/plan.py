@@ -127,20 +127,19 @@ class _Protected:
         return True
 
     def explained(self) -> Iterator[tuple[str, str]]:
-        """Yield every learned task with changes, and why nothing of it runs again."""
+        """Yield every learned task and update with changes, and why nothing of it runs again."""
         for task in self.config.stream.tasks:
-            if not self.lock.has_learned(task) or task in self.retrain:
-                continue
-            stages = [f"{kind}@{task}" for kind in (*LEARNING, *OF_IMAGES)]
-            changed = [stage for stage in stages if stage in self.status and self.keeps(stage)]
-            changed = [stage for stage in changed if self.status[stage].inputs_changed]
+            changed = [stage for kind in (*LEARNING, *OF_IMAGES) if self._waits(stage := f"{kind}@{task}")]
             if changed and (words := self._words(task, changed)):
                 yield task, f"{words}; `intaglio run --retrain {task}` would train it again"
         for name, update in self.config.stream.updates.items():
-            stage = f"update@{name}"
-            if stage in self.status and self.keeps(stage) and (self.root / update.folder).is_dir():
+            if self._waits(stage := f"update@{name}") and (self.root / update.folder).is_dir():
                 reason = _reason(self.root, self.config, self.lock, stage, self.status[stage])
                 yield name, f"{reason}; more images are another update: `intaglio task update {update.task} FOLDER`"
+
+    def _waits(self, stage: str) -> bool:
+        """Return whether a stage is kept back that has something new to read."""
+        return stage in self.status and self.status[stage].inputs_changed and self.keeps(stage)
 
     def _words(self, task: str, changed: list[str]) -> str:
         """Say what changed; "" where only the images are gone, which needs no word."""
