@@ -85,9 +85,7 @@ def test_a_folder_that_changed_is_told_and_left_alone(done: Project) -> None:
 
 def test_another_backbone_under_learned_tasks_is_refused(done: Project) -> None:
     replace_in(done, "image_size: 70", "image_size: 84")
-    with pytest.raises(
-        IntaglioError, match=r"image_size from 70 to 84, but first, second were learned on the"
-    ):
+    with pytest.raises(IntaglioError, match=r"image_size from 70 to 84, but first, second were learned on the"):
         plan_of(done)
 
 
