@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +136,8 @@ class StreamScores:
     def correct(self, retrieved: Indices, known: KnownTasks) -> Mask:
         """Return whether task and class of each image are right, given the retrieved task (n,) of the first n."""
         count = len(retrieved)
-        return (retrieved == self.task[:count]) & (known.best_class == self.label[:count])
+        right_task, right_class = retrieved == self.task[:count], known.best_class == self.label[:count]
+        return cast(Mask, right_task & right_class)
 
     def per_task(self, values: NDArray[Any]) -> list[float]:
         """Return the mean of `values` (n,) over the test images of each task that they cover."""

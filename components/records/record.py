@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -80,7 +80,7 @@ def frozen_correct(signature: Signature, h: Embeddings, labels: Labels) -> Mask:
         labels: (n,) int64.
     """
     classifier = Classifier.from_statistics(signature.statistics.first(h.shape[1]))
-    return np.equal(classifier.discriminants(h).argmax(axis=1), labels)
+    return cast(Mask, classifier.discriminants(h).argmax(axis=1) == labels)
 
 
 def own_embedding(z: Embeddings, trunk_width: int, width: int) -> Embeddings:

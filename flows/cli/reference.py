@@ -104,10 +104,10 @@ def settings_page(params: str) -> str:
             rows = rows or ["| setting | type | default | meaning |", "|---|---|---|---|"]
             default = f"`{values[name]}`" if values.get(name) else _DEFAULTS.get(name, "none")
             rows.append(_row(f"`{name}`", _type(field), default, field["description"]))
-    for kind, place in (("Task", "tasks"), ("Update", "updates")):
+    for kind, where in (("Task", "tasks"), ("Update", "updates")):
         inner = Config.model_json_schema()["$defs"][kind]["properties"]
         rows += [
-            _row(f"`stream.{place}.NAME.{key}`", _type(field), "", field["description"]) for key, field in inner.items()
+            _row(f"`stream.{where}.NAME.{key}`", _type(field), "", field["description"]) for key, field in inner.items()
         ]
     return "\n\n".join(part for part in [*page, "\n".join(rows)] if part) + "\n"
 
