@@ -322,6 +322,18 @@ class Config(_Section):
             name = follower.get(name, name)
         return name
 
+    def generations(self, task: str) -> tuple[str, ...]:
+        """Return every name under which something of a task is stored: its own, and those of its updates."""
+        return (task, *(name for name, update in self.updates.items() if update.task == task))
+
+    def replaced_by(self, task: str) -> frozenset[str]:
+        """Return the earlier tasks in whose place a task is retrieved, directly or not."""
+        every, found = self.stream.tasks | self.stream.archived, set[str]()
+        while task in every and (before := every[task].replaces) is not None and before not in found:
+            found.add(before)
+            task = before
+        return frozenset(found)
+
     def label(self, task: str, name: str) -> str:
         """Return the label of a class: its own name, unless stream.labels has another for task/name or for the name."""
         return self.stream.labels.get(f"{task}/{name}", self.stream.labels.get(name, name))
