@@ -59,7 +59,7 @@ def add_task(
     check_name(root, params, config, name, first)
     check_folder(root, Stream(tasks={}) if first else config.stream, folder)
     contents = read_image_folder(folder)
-    dropped = tuple(task for task in config.chain if task in learned_tasks(root, config)) if first else ()
+    dropped = learned_tasks(root, config) if first else ()
     if dropped and not drop_learned:
         raise IntaglioError(
             f"--new-stream would drop what was learned of {', '.join(dropped)}: the next version would not know them; "
@@ -154,19 +154,21 @@ def check_folder(root: Path, stream: Stream, folder: Path, but: Collection[str] 
         root: the project's folder.
         stream: the tasks and updates so far.
         folder: resolved.
-        but: tasks and updates that may have the same folder.
+        but: tasks that may have the same folder.
 
     Raises:
         IntaglioError: it may not; the message says why.
     """
-    if folder.is_relative_to(root / FETCHED) and not but:
+    tasks, updates = stream.tasks | stream.archived, stream.updates | stream.archived_updates
+    if any((root / tasks[name].folder).resolve() == folder for name in but):
+        return
+    if folder.is_relative_to(root / FETCHED):
         raise IntaglioError(f"{folder}: {FETCHED} is rewritten by the stage `fetch`; keep your images elsewhere")
     if root.is_relative_to(folder):
         raise IntaglioError(f"{folder}: holds the project itself; name the folder of the images")
-    tasks, updates = stream.tasks | stream.archived, stream.updates | stream.archived_updates
     for kind, folders in (("task", _folders(tasks)), ("update", _folders(updates))):
         for name, known in folders.items():
-            if name not in but and (root / known).resolve() == folder:
+            if (root / known).resolve() == folder:
                 raise IntaglioError(f"{folder}: is already the folder of {kind} {name!r}")
 
 
