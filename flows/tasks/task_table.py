@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.config import Config
+from components.data.task_data import SPLITS
 from components.errors import IntaglioError
 from components.io import read_json
 from components.params import load_config
@@ -108,7 +109,7 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _card_lines(card: Mapping[str, Any]) -> Iterator[str]:
-    splits = {split: sum(counts.values()) for split, counts in card["images"].items()}
+    splits = {split: sum(card["images"].get(split, {}).values()) for split in SPLITS}
     yield f"images: {', '.join(f'{count} {split}' for split, count in splits.items())}"
     for label in card["classes"]:
         yield f"  {label}: {sum(counts.get(label, 0) for counts in card['images'].values())}"
