@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,11 @@ def order_tasks(root: Path, names: Sequence[str]) -> Order:
     for name in names:
         if name not in every:
             raise IntaglioError(f"task {name!r}: not in {params}; it has {', '.join(every)}")
-    branches = [_branch(every, name) for name in names]
-    ends = dict(zip(names[1:], (branch[-1] for branch in branches[:-1]), strict=True))
-    if all(every[name]["previous"] == end for name, end in ends.items()):
+    if all(first in _before(every, second) for first, second in pairwise(names)):
         return Order({}, ())
     _check_fork(every, names)
+    branches = [_branch(every, name) for name in names]
+    ends = dict(zip(names[1:], (branch[-1] for branch in branches[:-1]), strict=True))
     behind = [name for branch in branches[1:] for name in branch]
     if archived := [name for name in behind if name in (stream.get("archived") or {})]:
         raise IntaglioError(
@@ -81,6 +82,14 @@ def _check_fork(every: Mapping[str, Any], names: Sequence[str]) -> None:
     others = [name for name, task in every.items() if task["previous"] in before and name not in names]
     if others:
         raise IntaglioError(f"task order: {', '.join(others)} follows {before.pop()!r} too; name it as well")
+
+
+def _before(every: Mapping[str, Any], name: str) -> set[str]:
+    """Return all tasks that a task follows."""
+    found = set[str]()
+    while name in every and (name := every[name]["previous"]) not in found:
+        found.add(name)
+    return found
 
 
 def _branch(every: Mapping[str, Any], name: str) -> list[str]:
