@@ -17,7 +17,6 @@ def under(*folders: str) -> tuple[str, ...]:
 ACCEPTED: dict[str, tuple[str, ...]] = {
     "one class": PETS[:2],
     "classes": PETS,
-    "one class": PETS[:2],
     "three splits": under("train", "val", "test"),
     "train alone": under("train"),
     "train and val": under("train", "val"),

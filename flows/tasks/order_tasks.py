@@ -44,31 +44,36 @@ def order_tasks(root: Path, names: Sequence[str]) -> Order:
         IntaglioError: the names are no such tasks, or one that would be learned again is archived.
     """
     params = root / "params.yaml"
-    stream = ParamsText(params).section("stream")
-    every = {**(stream.get("tasks") or {}), **(stream.get("archived") or {})}
-    if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise IntaglioError(f"task order {' '.join(names)}: expected two different tasks or more, first to last")
-    for name in names:
-        if name not in every:
-            raise IntaglioError(f"task {name!r}: not in {params}; it has {', '.join(every)}")
+    stream = ParamsText(params).section("stream")  # not load_config, which refuses the fork
+    archived = stream.get("archived") or {}
+    every = {**(stream.get("tasks") or {}), **archived}
+    _check_names(params, every, names)
     if all(first in _before(every, second) for first, second in pairwise(names)):
         return Order({}, ())
     _check_fork(every, names)
     branches = [_branch(every, name) for name in names]
-    ends = dict(zip(names[1:], (branch[-1] for branch in branches[:-1]), strict=True))
     behind = [name for branch in branches[1:] for name in branch]
-    if archived := [name for name in behind if name in (stream.get("archived") or {})]:
+    if fixed := [name for name in behind if name in archived]:
         raise IntaglioError(
-            f"task {archived[0]!r}: is archived and cannot be learned again; put its branch first in `task order`"
+            f"task {fixed[0]!r}: is archived and cannot be learned again; put its branch first in `task order`"
         )
-
-    def change(text: ParamsText) -> None:
-        for name, end in ends.items():
-            text.section("stream")["tasks"][name]["previous"] = end
-
-    change_params(params, change)
+    ends = dict(zip(names[1:], (branch[-1] for branch in branches[:-1]), strict=True))
+    change_params(params, lambda text: _follow(text, ends))
     lock = LockFile.read(root)
     return Order(ends, tuple(name for name in behind if lock.has_learned(name)))
+
+
+def _follow(text: ParamsText, ends: Mapping[str, str]) -> None:
+    for name, end in ends.items():
+        text.section("stream")["tasks"][name]["previous"] = end
+
+
+def _check_names(params: Path, every: Mapping[str, Any], names: Sequence[str]) -> None:
+    if len(set(names)) < max(2, len(names)):
+        raise IntaglioError(f"task order {' '.join(names)}: expected two different tasks or more, first to last")
+    for name in names:
+        if name not in every:
+            raise IntaglioError(f"task {name!r}: not in {params}; it has {', '.join(every)}")
 
 
 def _check_fork(every: Mapping[str, Any], names: Sequence[str]) -> None:

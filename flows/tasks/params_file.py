@@ -70,7 +70,7 @@ class ParamsText:
         )
 
 
-def change_params(path: Path, change: Callable[[ParamsText], None]) -> None:
+def change_params(path: Path, change: Callable[[ParamsText], object]) -> None:
     """Change a params.yaml atomically; a kill leaves the old file or the new one.
 
     Args:
