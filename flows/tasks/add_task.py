@@ -65,7 +65,7 @@ def add_task(
             f"--new-stream would drop what was learned of {', '.join(dropped)}: the next version would not know them; "
             f"repeat the command with --drop-learned, or leave --new-stream out"
         )
-    previous = BASE if first else config.chain[-1]
+    previous = BASE if first or not config.chain else config.chain[-1]
     task = Task(folder=as_recorded(root, folder), previous=previous)
     change_params(params, lambda text: _begin(text, name, task, dropped) if first else append(text, name, task))
     if first and params == root / "params.yaml":

@@ -29,7 +29,7 @@ TASKS = """stream:
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     """A file whose section `stream` is the first one, has another indent, and is followed by a comment."""
-    head = (REPOSITORY / "params.yaml").read_text().partition("# The tasks, in order of arrival")[0]
+    head = (REPOSITORY / "params.yaml").read_text().partition("stream:\n")[0]
     path = tmp_path / "params.yaml"
     path.write_text(f"# Mine\n{TASKS}{head.replace('shared: digits_low', 'shared: a')}")
     return path
