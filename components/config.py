@@ -314,13 +314,25 @@ class Config(_Section):
         """Return a task of the chain, archived or not."""
         return self.stream.tasks.get(name) or self.stream.archived[name]
 
+    def generations(self, task: str) -> tuple[str, ...]:
+        """Return the names under which what a task leaves is stored, oldest first: its own and its updates'."""
+        follower = {update.previous: name for name, update in self.updates.items() if update.task == task}
+        names = [task]
+        while names[-1] in follower and len(names) <= len(follower):
+            names.append(follower[names[-1]])
+        return tuple(names)
+
     def generation(self, task: str) -> str:
         """Return the name under which what a task leaves is stored today: its own, or that of its last update."""
-        follower = {update.previous: name for name, update in self.updates.items() if update.task == task}
-        name = task
-        for _ in follower:
-            name = follower.get(name, name)
-        return name
+        return self.generations(task)[-1]
+
+    def replaced_by(self, task: str) -> frozenset[str]:
+        """Return the earlier tasks in whose place a task is retrieved, directly or not."""
+        every, found = self.stream.tasks | self.stream.archived, set[str]()
+        while task in every and (before := every[task].replaces) is not None and before not in found:
+            found.add(before)
+            task = before
+        return frozenset(found)
 
     def label(self, task: str, name: str) -> str:
         """Return the label of a class: its own name, unless stream.labels has another for task/name or for the name."""

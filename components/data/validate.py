@@ -58,7 +58,7 @@ def validate(root: Path, config: Config, task: str) -> None:
         raise IntaglioError(f"{task}: the manifest lacks {', '.join(lacking)}; run the stage ingest again")
     earlier = read_table(index / f"{config.task(task).previous}.parquet")
     known = pd.concat([earlier, *_images_of_updates(root, config)], ignore_index=True)
-    known = known[known["task"] != config.task(task).replaces]  # a new generation may learn from the same images
+    known = known[~known["task"].isin(config.replaced_by(task))]  # a new generation may learn from the same images
     with atomic_folder(root / "reports" / "validation" / task) as folder:
         outcomes = [
             *run_checks(
