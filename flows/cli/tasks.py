@@ -34,12 +34,14 @@ def add(
     drop_learned: Annotated[
         bool, typer.Option("--drop-learned", help="Let a new stream leave behind tasks that were learned.")
     ] = False,
+    note: Annotated[str, typer.Option(help="Remark that is kept on the task's card.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the images, which is kept on the task's card.")] = "",
 ) -> None:
     """Append a folder of images to the stream as its next task; one class is enough."""
     from flows.settings import find_root
     from flows.tasks.add_task import add_task
 
-    added = add_task(find_root(), name, folder, params, new_stream, drop_learned)
+    added = add_task(find_root(), name, folder, params, new_stream, drop_learned, note, licence)
     place = "begins a new stream" if new_stream else f"follows {added.previous}"
     print(f"task {added.name} {place}: {added.contents.summary} in {added.folder}")
     if added.dropped:

@@ -38,7 +38,14 @@ class AddedTask:
 
 
 def add_task(
-    root: Path, name: str, folder: Path, params: Path | None = None, first: bool = False, drop_learned: bool = False
+    root: Path,
+    name: str,
+    folder: Path,
+    params: Path | None = None,
+    first: bool = False,
+    drop_learned: bool = False,
+    note: str = "",
+    licence: str = "",
 ) -> AddedTask:
     """Append a task to params.yaml; comments and layout of the file stay.
 
@@ -49,6 +56,8 @@ def add_task(
         params: the file to change; default `root/params.yaml`.
         first: begin a new stream with it, in place of all tasks that the file names.
         drop_learned: whether the new stream may leave learned tasks behind.
+        note: a remark, for the task's card.
+        licence: of the images, likewise.
 
     Raises:
         IntaglioError: the name or the folder cannot be used; nothing was written.
@@ -66,7 +75,7 @@ def add_task(
             f"repeat the command with --drop-learned, or leave --new-stream out"
         )
     previous = BASE if first or not config.chain else config.chain[-1]
-    task = Task(folder=as_recorded(root, folder), previous=previous)
+    task = Task(folder=as_recorded(root, folder), previous=previous, note=note, licence=licence)
     change_params(params, lambda text: _begin(text, name, task, dropped) if first else append(text, name, task))
     if first and params == root / "params.yaml":
         for archived in config.stream.archived:
