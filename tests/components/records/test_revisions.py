@@ -59,7 +59,9 @@ def digest(text: str) -> str:
 
 def plain(page: str) -> str:
     """A page without its pictures and numbers, which follow from what the network computes."""
-    return re.sub(r"[\d.,%−+-]+", "#", re.sub(r"data:image/webp;base64,[^\"]*|<path[^>]*>|<circle[^>]*>", "", page))
+    return re.sub(
+        r"[\d.,%\u2212+-]+", "#", re.sub(r"data:image/webp;base64,[^\"]*|<path[^>]*>|<circle[^>]*>", "", page)
+    )
 
 
 @pytest.fixture
