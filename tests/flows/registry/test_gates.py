@@ -124,7 +124,9 @@ def test_a_lost_task_blocks_and_says_what_to_do() -> None:
         "or restore its line in params.yaml"
     )
     two = row("lost_tasks", metrics(), metrics(tasks=["a", "b", "wood", "mat"]))
-    assert two.sentence.startswith("mat, wood of the champion are missing; if that is meant, `intaglio task retire NAME`")
+    assert two.sentence.startswith(
+        "mat, wood of the champion are missing; if that is meant, `intaglio task retire NAME`"
+    )
 
 
 @pytest.mark.parametrize("why", ["retired", "dropped", "replaced by mat2"])

@@ -57,9 +57,14 @@ def test_a_moved_project_is_usable_at_once(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert f"the project was moved here from {registry.root}; " in said[0]
-    assert bundle_of(client, moved, "2") == next(moved.glob("mlruns/artifacts/models/*/artifacts")).parents[1] / str(
-        version_of(client, "2").run_id
-    ) / "artifacts" / "artifacts" / "bundle"
+    assert (
+        bundle_of(client, moved, "2")
+        == next(moved.glob("mlruns/artifacts/models/*/artifacts")).parents[1]
+        / str(version_of(client, "2").run_id)
+        / "artifacts"
+        / "artifacts"
+        / "bundle"
+    )
     assert not [text for text in addresses(moved) if str(local_path(text)).startswith(f"{registry.root}/")]
     # What MLflow itself finds through these addresses: metrics of old runs, a new run's artefacts, the model's files.
     third = client.create_run(experiment_id(client, moved)).info.run_id
