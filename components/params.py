@@ -95,6 +95,10 @@ def _contradictions(config: Config, empty: bool) -> Iterator[str]:
             "or a package as name==version together with backbone.sha256"
         )
     yield from _broken_chain(config)
+    yield from _no_task(config, empty)
+
+
+def _no_task(config: Config, empty: bool) -> Iterator[str]:
     if config.stream.tasks or config.stream.archived:
         if not config.tasks:
             yield "stream.tasks: no task is left to retrieve; add one, or restore a retired one"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import IntaglioError
-from flows.project.check import Check
+from flows.project.check_result import CheckResult
 from flows.project.machine_checks import TorchProbe, check_packages, check_python, check_tools
 from flows.project.project_checks import (
     check_cache,
@@ -25,7 +25,7 @@ from flows.project.project_checks import (
 from flows.settings import find_root
 
 
-def examine(start: Path) -> tuple[Check, ...]:
+def examine(start: Path) -> tuple[CheckResult, ...]:
     """Run every check: of the machine, and of the project around a folder.
 
     Args:
@@ -39,16 +39,16 @@ def examine(start: Path) -> tuple[Check, ...]:
         broken = "but no .dvc folder" in str(error)
         fix = "dvc init" if broken else "intaglio init FOLDER makes one"
         found = str(error).partition(";")[0]
-        return (*machine, probe.check(), Check("project", "FAIL" if broken else "warn", found, fix))
+        return (*machine, probe.check(), CheckResult("project", "FAIL" if broken else "warn", found, fix))
     params, config = check_params(root)
     lock = check_lock_file(root)
     rows = [lock, *_project_rows(root)]
     rows += [check_tasks(root, config)] if config and lock.state == "ok" else []
     device = probe.check(config.device if config else "auto")
-    return (*machine, device, Check("project", "ok", str(root)), params, *rows)
+    return (*machine, device, CheckResult("project", "ok", str(root)), params, *rows)
 
 
-def _project_rows(root: Path) -> Iterator[Check]:
+def _project_rows(root: Path) -> Iterator[CheckResult]:
     remote, cache = check_remote(root)
     places = {"the project": root, "DVC's cache": cache}
     yield check_disk({name: folder for name, folder in places.items() if folder.is_dir()})
@@ -59,6 +59,6 @@ def _project_rows(root: Path) -> Iterator[Check]:
     yield check_cache(cache)
 
 
-def as_document(rows: Sequence[Check]) -> dict[str, Any]:
+def as_document(rows: Sequence[CheckResult]) -> dict[str, Any]:
     """Return the checks for a program: each with name, state, found and fix, and the number of failed ones."""
     return {"failed": sum(row.state == "FAIL" for row in rows), "checks": [asdict(row) for row in rows]}

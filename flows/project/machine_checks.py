@@ -17,7 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flows.project.check import Check
+from flows.project.check_result import CheckResult
 
 # In a process of its own: other checks run while it imports, and a broken driver may hang or crash it.
 _TORCH = """
@@ -36,20 +36,22 @@ _PATIENCE_SECONDS = 60.0
 _INSTALL = "pip install --upgrade intaglio"
 
 
-def check_python(running: tuple[int, ...] | None = None) -> Check:
+def check_python(running: tuple[int, ...] | None = None) -> CheckResult:
     """Compare the interpreter with the range that the package declares."""
     shown = ".".join(str(part) for part in running or sys.version_info[:3])
     intaglio = _distribution()
     if intaglio is None:
-        return Check("python", "FAIL", f"{shown}; intaglio is not installed here", "pip install intaglio")
+        return CheckResult("python", "FAIL", f"{shown}; intaglio is not installed here", "pip install intaglio")
     asked = SpecifierSet(str(intaglio.metadata["Requires-Python"] or ""))
     found = f"{shown} at {sys.executable}, intaglio {intaglio.version}"
     if asked.contains(shown):
-        return Check("python", "ok", found)
-    return Check("python", "FAIL", f"{found}; expected Python {asked}", f"make an environment with Python {asked}")
+        return CheckResult("python", "ok", found)
+    return CheckResult(
+        "python", "FAIL", f"{found}; expected Python {asked}", f"make an environment with Python {asked}"
+    )
 
 
-def check_packages(installed: Callable[[str], str] = installed_version) -> Check:
+def check_packages(installed: Callable[[str], str] = installed_version) -> CheckResult:
     """Compare the installed packages with the ranges in pyproject.toml, as the installation recorded them.
 
     Args:
@@ -69,10 +71,10 @@ def check_packages(installed: Callable[[str], str] = installed_version) -> Check
             wrong.append(f"{requirement.name} {found} (expected {requirement.specifier or 'any'})")
             wanted.append(f"'{requirement.name}{requirement.specifier}'")
     if wrong:
-        return Check("packages", "FAIL", ", ".join(wrong), f"pip install {' '.join(wanted)}")
+        return CheckResult("packages", "FAIL", ", ".join(wrong), f"pip install {' '.join(wanted)}")
     if not count:
-        return Check("packages", "FAIL", "intaglio's own requirements are not known", _INSTALL)
-    return Check("packages", "ok", f"{count} packages have the versions that intaglio asks for")
+        return CheckResult("packages", "FAIL", "intaglio's own requirements are not known", _INSTALL)
+    return CheckResult("packages", "ok", f"{count} packages have the versions that intaglio asks for")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class TorchProbe:
         command = [sys.executable, "-c", program]
         return cls(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
 
-    def check(self, wanted: str = "auto", patience: float = _PATIENCE_SECONDS) -> Check:
+    def check(self, wanted: str = "auto", patience: float = _PATIENCE_SECONDS) -> CheckResult:
         """Wait for the report and compare it with the device that the project asks for.
 
         Args:
@@ -99,14 +101,16 @@ class TorchProbe:
                 output, errors = self.process.communicate(timeout=patience)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                return Check("device", "FAIL", f"torch did not load in {patience:g} s", "check the driver: nvidia-smi")
+                return CheckResult(
+                    "device", "FAIL", f"torch did not load in {patience:g} s", "check the driver: nvidia-smi"
+                )
         if self.process.returncode:
             last = (errors.strip().splitlines() or [f"exit code {self.process.returncode}"])[-1]
-            return Check("device", "FAIL", f"torch does not load: {last}", "pip install --force-reinstall torch")
+            return CheckResult("device", "FAIL", f"torch does not load: {last}", "pip install --force-reinstall torch")
         return device_check(json.loads(output.splitlines()[-1]), wanted, _driver())
 
 
-def device_check(report: dict[str, Any], wanted: str, driver: str) -> Check:
+def device_check(report: dict[str, Any], wanted: str, driver: str) -> CheckResult:
     """Judge what torch reported about its devices.
 
     Args:
@@ -120,27 +124,27 @@ def device_check(report: dict[str, Any], wanted: str, driver: str) -> Check:
     found += f", driver {driver}" if driver else ""
     if not there.get(wanted, False):
         fix = "write `device: auto` in params.yaml, or install torch for this device: https://pytorch.org"
-        return Check("device", "FAIL", f"{found}; params.yaml asks for {wanted!r}, which is not here", fix)
+        return CheckResult("device", "FAIL", f"{found}; params.yaml asks for {wanted!r}, which is not here", fix)
     if driver and not report["gpus"]:
         why = (
             "; ".join(report["warned"])
             or f"torch is built {'for CUDA ' + report['cuda'] if report['cuda'] else 'without CUDA'}"
         )
         fix = "install a torch whose CUDA this driver knows: https://pytorch.org"
-        return Check("device", "warn", f"{found}; the GPU is not used: {why}", fix)
-    return Check("device", "ok", found)
+        return CheckResult("device", "warn", f"{found}; the GPU is not used: {why}", fix)
+    return CheckResult("device", "ok", found)
 
 
-def check_tools() -> Check:
+def check_tools() -> CheckResult:
     """Look for git and DVC, which every run calls."""
     missing = [name for name, there in (("git", shutil.which("git")), ("dvc", find_spec("dvc"))) if not there]
     if missing:
         fix = " and ".join(
             {"git": "install git with the system's packages", "dvc": "pip install dvc"}[m] for m in missing
         )
-        return Check("tools", "FAIL", f"{' and '.join(missing)} not found", fix)
+        return CheckResult("tools", "FAIL", f"{' and '.join(missing)} not found", fix)
     git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return Check("tools", "ok", f"{git}, dvc {installed_version('dvc')}")
+    return CheckResult("tools", "ok", f"{git}, dvc {installed_version('dvc')}")
 
 
 def _driver() -> str:

@@ -31,7 +31,7 @@ class NewProject:
 
     @property
     def lines(self) -> list[str]:
-        """What was done, and what comes next."""
+        """Return what was done, and what comes next."""
         git = "its own git repository" if self.own_repository else "the git repository around it"
         first = (
             "`intaglio run` fetches the default stream and learns it"
@@ -84,21 +84,17 @@ def _check_place(folder: Path) -> None:
 
 def _in_the_way(folder: Path) -> Iterator[str]:
     """Yield what the folder holds, but for an empty repository and what a killed call of this command left."""
-    unfinished = {path: {template_text(path)} for path in PACKAGED} | {
-        PARAMS: {_safe_params(True), _safe_params(False)}
-    }
+    unfinished = {path: {template_text(path)} for path in PACKAGED}
+    unfinished[PARAMS] = {_safe_params(True), _safe_params(False)}
     for entry in folder.iterdir() if folder.is_dir() else ():
-        name = entry.name
-        if name == ".git" or _TEMPORARY.fullmatch(name):
+        if entry.name == ".git":
             continue
-        if name == ".dvc" and entry.is_dir():
-            yield from (f".dvc/{kept}" for kept in ("cache",) if any((entry / kept).glob("*")))
-        elif name == "mlruns" and entry.is_dir():
-            yield from (
-                f"mlruns/{path.name}" for path in entry.iterdir() if not _is_ours(path, {template_text(MLRUNS)})
-            )
-        elif name not in unfinished or not _is_ours(entry, unfinished[name]):
-            yield name
+        if entry.is_dir() and entry.name == ".dvc":
+            yield from [".dvc/cache"] if any((entry / "cache").glob("*")) else []
+        elif entry.is_dir() and entry.name == "mlruns":
+            yield from (f"mlruns/{path.name}" for path in entry.iterdir() if not _is_ours(path, unfinished[MLRUNS]))
+        elif not _is_ours(entry, unfinished.get(entry.name, set())):
+            yield entry.name
 
 
 def _safe_params(default_stream: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,21 @@ def upgrade_project(root: Path) -> list[str]:
     ]
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = old.get("stages") or {}, new.get("stages") or {}
+    others = [key for key in {**old, **new} if key != "stages"]
     groups = {
         "stages added": [name for name in after if name not in before],
         "stages removed": [name for name in before if name not in after],
-        "stages changed": [name for name in after if name in before and after[name] != before[name]],
-        "other parts changed": [key for key in {**old, **new} if key != "stages" and old.get(key) != new.get(key)],
+        "stages changed": _changed(before, after, [name for name in after if name in before]),
+        "other parts changed": _changed(old, new, others),
     }
     found = [f"  {group}: {', '.join(names)}" for group, names in groups.items() if names]
-    yield from found or ["  only comments or layout changed"]
+    return found or ["  only comments or layout changed"]
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [name for name in names if before.get(name) != after.get(name)]
 
 
 def _complaints(root: Path) -> list[str]:

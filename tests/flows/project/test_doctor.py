@@ -17,7 +17,7 @@ from components.params import load_config
 from flows.cli.app import run_command
 from flows.pipeline.lock import run_lock
 from flows.project import machine_checks, project_checks
-from flows.project.check import Check, gigabytes
+from flows.project.check_result import CheckResult, gigabytes
 from flows.project.doctor import examine
 from flows.project.machine_checks import TorchProbe, check_packages, check_python, check_tools, device_check
 from flows.project.new_project import init_project
@@ -36,7 +36,7 @@ from flows.project.project_checks import (
 from flows.registry.mlflow_store import connect, experiment_id
 
 
-def by_name(rows: tuple[Check, ...]) -> dict[str, Check]:
+def by_name(rows: tuple[CheckResult, ...]) -> dict[str, CheckResult]:
     assert len({row.name for row in rows}) == len(rows)
     return {row.name: row for row in rows}
 

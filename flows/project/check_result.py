@@ -10,7 +10,7 @@ GB = 10**9
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """What was looked at and found; `fix` says what to do about it, and is empty where all is well."""
 
     name: str
@@ -20,7 +20,7 @@ class Check:
 
     @property
     def line(self) -> str:
-        """The check in one line."""
+        """Return the check in one line."""
         return f"{self.state:<4}  {self.name:<13}  {self.found}" + (f"; fix: {self.fix}" if self.fix else "")
 
 
