@@ -16,8 +16,12 @@ from components.config import BASE, UNKNOWN, Backbone, Config, Task
 from components.errors import IntaglioError
 
 
-def load_config(path: Path = Path("params.yaml")) -> Config:
+def load_config(path: Path = Path("params.yaml"), *, empty: bool = False) -> Config:
     """Read and check params.yaml.
+
+    Args:
+        path: the file.
+        empty: whether a stream without any task is fine too, as a new project has it.
 
     Raises:
         IntaglioError: one line per mistake, each naming the key, what it got and what is expected.
@@ -36,7 +40,7 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise IntaglioError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
-    problems = list(_contradictions(config))
+    problems = list(_contradictions(config, empty))
     if problems:
         raise IntaglioError("\n".join(f"{path}: {line}" for line in problems))
     return config
@@ -63,7 +67,7 @@ def with_settings(config: Config, settings: Iterable[str]) -> Config:
         raise IntaglioError(f"--set {where}: {problem['msg'].lower()}, got {problem['input']!r}") from None
 
 
-def _contradictions(config: Config) -> Iterator[str]:
+def _contradictions(config: Config, empty: bool) -> Iterator[str]:
     backbone, depths = config.backbone, config.embedding.depths
     if config.data.val_fraction + config.data.test_fraction >= 1:
         yield "data.val_fraction + data.test_fraction must leave images to train on (sum below 1)"
@@ -91,6 +95,15 @@ def _contradictions(config: Config) -> Iterator[str]:
             "or a package as name==version together with backbone.sha256"
         )
     yield from _broken_chain(config)
+    yield from _no_task(config, empty)
+
+
+def _no_task(config: Config, empty: bool) -> Iterator[str]:
+    if config.stream.tasks or config.stream.archived:
+        if not config.tasks:
+            yield "stream.tasks: no task is left to retrieve; add one, or restore a retired one"
+    elif not empty:
+        yield "stream.tasks: there is no task yet; `intaglio task add NAME FOLDER` adds a folder of images"
 
 
 def _first(config: Config) -> str:
@@ -122,8 +135,6 @@ def _broken_chain(config: Config) -> Iterator[str]:
             yield f"stream.tasks.{name}.replaces is {task.replaces!r}: expected an earlier task"
         folders[task.folder] = name
     yield from _forks(every)
-    if not config.tasks:
-        yield "stream.tasks: no task is left to retrieve; add one, or restore a retired one"
     yield from _broken_updates(config, folders)
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from components.errors import IntaglioError
-from flows.cli import registry
+from flows.cli import project, registry
 from flows.cli.bench import bench
 from flows.cli.predict import predict
 from flows.cli.run import plan, run, serve_schedule
@@ -65,6 +65,8 @@ def version() -> None:
 
 
 for command in (
+    project.init,
+    project.doctor,
     run,
     plan,
     predict,

@@ -47,6 +47,7 @@ def judge(gates: Gates, metrics: Mapping[str, Any], champion: Mapping[str, Any] 
         _forgetting(metrics, gates.max_forgetting),
         _drop("accuracy", metrics, champion, gates.max_accuracy_drop),
         _drop("retrieval_accuracy", metrics, champion, gates.max_retrieval_drop),
+        _lost_tasks(metrics, champion),
         *_certificate(metrics, gates),
     )
 
@@ -78,24 +79,78 @@ def _forgetting(metrics: Mapping[str, Any], maximum: float) -> GateRow:
 
 
 def _drop(metric: str, metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, maximum: float) -> GateRow:
-    """Compare with the champion: the mean drop of a metric over the tasks that both have."""
+    """Compare with the champion: the mean drop of a metric over the tasks that both have.
+
+    A task that replaces another is compared with the one that it replaces.
+    """
     name = f"{metric.removesuffix('_accuracy')}_drop"
     if champion is None:
         return GateRow(name, None, maximum, True, "there is no champion to compare with")
     ours, theirs = metrics.get("per_task"), champion.get("per_task")
     if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
         return _unmeasured(name, maximum)
-    common = sorted(ours.keys() & theirs.keys())
-    if not common:
-        return GateRow(name, None, maximum, True, "the champion has none of these tasks")
+    shared = _shared_tasks(metrics, ours, theirs)
+    if not shared:
+        lost = _lost(metrics, champion)
+        why = "no task of the champion is here to compare with" if lost else "the champion's tasks were all left out"
+        return GateRow(name, None, maximum, not lost, why)
     drops = []
-    for task in common:
-        before, after = _number(theirs[task].get(metric)), _number(ours[task].get(metric))
+    for task, before_task in shared:
+        before, after = _number(theirs[before_task].get(metric)), _number(ours[task].get(metric))
         if before is None or after is None:
             return _unmeasured(name, maximum, f" for task {task}")
         drops.append(before - after)
     value = sum(drops) / len(drops)
-    return _ceiling(name, value, maximum, f"{value:+.3f} over {len(common)} shared tasks")
+    return _ceiling(name, value, maximum, f"{value:+.3f} over {len(shared)} shared tasks")
+
+
+def _shared_tasks(
+    metrics: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Pair each of the challenger's tasks with the champion's of that name, or with the one that it replaces."""
+    replaces = _mapping(metrics, "replaces")
+    pairs = [(task, task if task in theirs else replaces.get(task, task)) for task in sorted(ours)]
+    return [(task, before) for task, before in pairs if before in theirs]
+
+
+def _lost_tasks(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None) -> GateRow:
+    """Block a challenger that lacks a task of the champion, unless a person left it out on purpose."""
+    name, most = "lost_tasks", 0.0
+    if champion is None:
+        return GateRow(name, None, most, True, "there is no champion to compare with")
+    if not _tasks(metrics) or not _tasks(champion):
+        return GateRow(name, None, most, False, "the tasks of one of the two are not known, so it blocks")
+    lost = _lost(metrics, champion)
+    if lost:
+        line = "its line" if len(lost) == 1 else "their lines"
+        sentence = (
+            f"{', '.join(lost)} of the champion {'is' if len(lost) == 1 else 'are'} missing; "
+            f"if that is meant, `intaglio task retire {lost[0] if len(lost) == 1 else 'NAME'}`, "
+            f"or restore {line} in params.yaml"
+        )
+        return GateRow(name, float(len(lost)), most, False, sentence)
+    left_out = {task: why for task, why in _mapping(metrics, "left_out").items() if task in _tasks(champion)}
+    reasons = ", ".join(f"{task} ({why})" for task, why in sorted(left_out.items()))
+    good = f"left out on purpose: {reasons}" if reasons else "every task of the champion is here"
+    return GateRow(name, 0.0, most, True, good)
+
+
+def _lost(metrics: Mapping[str, Any], champion: Mapping[str, Any]) -> list[str]:
+    """Return the champion's tasks that the challenger neither has, nor replaces, nor lacks on purpose."""
+    ours = _tasks(metrics)
+    replaced = {old for new, old in _mapping(metrics, "replaces").items() if new in ours}
+    return sorted(_tasks(champion) - ours - replaced - _mapping(metrics, "left_out").keys())
+
+
+def _tasks(metrics: Mapping[str, Any]) -> set[str]:
+    listed = metrics.get("tasks")
+    names = set(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else set()
+    return names | _mapping(metrics, "per_task").keys()
+
+
+def _mapping(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = metrics.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _certificate(metrics: Mapping[str, Any], gates: Gates) -> Iterator[GateRow]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote, urlparse
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -12,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from components.errors import IntaglioError
 from components.io import atomic_file
+from flows.registry.moved_project import follow_project, local_path
 from flows.settings import EXPERIMENT, MODEL, artifact_root, tracking_uri
 
 CHAMPION = "champion"
@@ -21,31 +21,28 @@ TASK_KIND = "task"
 
 
 def connect(root: Path) -> MlflowClient:
-    """Return a client of the project's own database; the first use creates it."""
+    """Return a client of the project's own database; the first use creates it.
+
+    Where the project was moved or copied, the database's addresses are made to lead to `root` before.
+
+    Raises:
+        IntaglioError: the project was moved, and the database cannot be changed.
+    """
     artifact_root(root).mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(root)
     database = root / "mlruns" / "mlflow.db"
     if not database.exists():
         with atomic_file(database) as temporary:  # MLflow takes seconds to make its tables, and cannot go on half-way
             MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments()
+    follow_project(root)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def experiment_id(client: MlflowClient, root: Path) -> str:
-    """Return the experiment's id; its artefacts are under mlruns/artifacts.
-
-    Raises:
-        IntaglioError: the database was made in another folder, to which its artefacts' addresses point.
-    """
-    location = artifact_root(root).as_uri()
+    """Return the experiment's id; its artefacts are under mlruns/artifacts."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
-    if experiment.artifact_location != location:
-        raise IntaglioError(
-            f"{root / 'mlruns'}: was made in {local_path(experiment.artifact_location).parent}; move the project back, "
-            "or set mlruns/mlflow.db and mlruns/artifacts aside and run again: the stages' results are kept"
-        )
+        return str(client.create_experiment(EXPERIMENT, artifact_location=artifact_root(root).as_uri()))
     return str(experiment.experiment_id)
 
 
@@ -110,7 +107,7 @@ def tag_version(client: MlflowClient, number: str, tags: dict[str, Any]) -> None
 
 
 def bundle_of(client: MlflowClient, root: Path, number: str) -> Path:
-    """Return the local folder of a version's bundle, also where the whole project was moved.
+    """Return the local folder of a version's bundle.
 
     Args:
         client: of the project's registry.
@@ -120,20 +117,10 @@ def bundle_of(client: MlflowClient, root: Path, number: str) -> Path:
     Raises:
         IntaglioError: its files are gone.
     """
-    recorded = local_path(str(version_of(client, number).source)) / "artifacts" / "bundle"
-    parts = recorded.parts
-    candidates = [recorded]
-    if "mlruns" in parts:
-        last = len(parts) - 1 - parts[::-1].index("mlruns")
-        candidates.append(root.joinpath(*parts[last:]))
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise IntaglioError(
-        f"{recorded}: the files of model {MODEL} version {number} are gone; use `--bundle models/bundle`"
-    )
-
-
-def local_path(uri: str) -> Path:
-    """Return the path that a file:// address names."""
-    return Path(unquote(urlparse(uri).path))
+    folder = local_path(str(version_of(client, number).source)) / "artifacts" / "bundle"
+    if not folder.is_dir():
+        raise IntaglioError(
+            f"{folder}: the files of model {MODEL} version {number} are gone; "
+            f"use `--bundle {(root / 'models' / 'bundle')}`"
+        )
+    return folder

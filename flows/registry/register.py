@@ -22,7 +22,8 @@ import components
 import flows
 from components.config import Config
 from components.inference.prediction_schema import NUMBER, STRING, TABLE
-from flows.registry.mlflow_store import CHALLENGER, experiment_id, local_path, tags_of, version_of, versions
+from flows.registry.mlflow_store import CHALLENGER, experiment_id, tags_of, version_of, versions
+from flows.registry.moved_project import local_path
 from flows.registry.publish import Publication
 from flows.settings import MODEL, scratch_folder
 

@@ -71,6 +71,22 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     assert len(message.splitlines()) == 2
 
 
+def test_a_stream_without_tasks_is_fine_for_what_adds_them_only(tmp_path: Path) -> None:
+    path, raw = tmp_path / "params.yaml", YAML(typ="safe").load(PARAMS)
+    raw["stream"], raw["embedding"]["shared"] = {"tasks": {}}, "first"
+    with path.open("w") as file:
+        YAML(typ="safe").dump(raw, file)
+    assert load_config(path, empty=True).tasks == ()
+    with pytest.raises(IntaglioError, match="there is no task yet; `intaglio task add NAME FOLDER`"):
+        load_config(path)
+    raw["stream"] = {"tasks": {"only": {"folder": "x", "previous": "base", "retired": True}}}
+    raw["embedding"]["shared"] = "only"
+    with path.open("w") as file:
+        YAML(typ="safe").dump(raw, file)
+    with pytest.raises(IntaglioError, match="no task is left to retrieve"):
+        load_config(path, empty=True)
+
+
 def test_a_missing_or_wrong_file(tmp_path: Path) -> None:
     with pytest.raises(IntaglioError, match="file not found"):
         load_config(tmp_path / "params.yaml")

@@ -46,6 +46,7 @@ def test_good_numbers_pass_without_and_with_a_champion() -> None:
         "forgetting",
         "accuracy_drop",
         "retrieval_drop",
+        "lost_tasks",
     ]
     assert all(row.sentence for row in rows)
 
@@ -83,7 +84,7 @@ def test_one_task_has_nothing_to_forget() -> None:
 
 def test_the_drop_is_over_the_tasks_that_both_know() -> None:
     champion = metrics(per_task={"a": {"accuracy": 0.9, "retrieval_accuracy": 1.0}, "old": {"accuracy": 1.0}})
-    verdict = row("accuracy_drop", metrics(), champion)
+    verdict = row("accuracy_drop", metrics(left_out={"old": "retired"}), champion)
     assert verdict.value == pytest.approx(0.1)
     assert not verdict.passed
     assert verdict.sentence == "+0.100 over 1 shared tasks exceeds 0.030"
@@ -105,9 +106,58 @@ def test_a_number_missing_for_one_task_blocks_the_comparison(value: float | None
         assert "for task a" in verdict.sentence
 
 
-def test_a_champion_without_metrics_blocks_and_one_of_other_tasks_does_not() -> None:
+def test_a_champion_without_metrics_blocks() -> None:
     assert not row("accuracy_drop", metrics(), {}).passed
-    assert row("accuracy_drop", metrics(), metrics(per_task={"other": {"accuracy": 1.0}})).passed
+    assert not row("lost_tasks", metrics(), {}).passed
+    assert not row("lost_tasks", {}, metrics()).passed
+
+
+OTHER = {"tasks": ["mat"], "per_task": {"mat": {"accuracy": 0.9, "retrieval_accuracy": 0.9}}}
+
+
+def test_a_lost_task_blocks_and_says_what_to_do() -> None:
+    champion = metrics(tasks=["a", "b", "mat"])
+    verdict = row("lost_tasks", metrics(), champion)
+    assert (verdict.passed, verdict.value) == (False, 1.0)
+    assert verdict.sentence == (
+        "mat of the champion is missing; if that is meant, `intaglio task retire mat`, "
+        "or restore its line in params.yaml"
+    )
+    two = row("lost_tasks", metrics(), metrics(tasks=["a", "b", "wood", "mat"]))
+    assert two.sentence.startswith(
+        "mat, wood of the champion are missing; if that is meant, `intaglio task retire NAME`"
+    )
+
+
+@pytest.mark.parametrize("why", ["retired", "dropped", "replaced by mat2"])
+def test_a_task_left_out_on_purpose_is_not_lost(why: str) -> None:
+    verdict = row("lost_tasks", metrics(left_out={"mat": why}), metrics(tasks=["a", "b", "mat"]))
+    assert verdict.passed
+    assert verdict.sentence == f"left out on purpose: mat ({why})"
+
+
+def test_a_replaced_task_is_compared_with_its_new_generation() -> None:
+    champion = metrics(
+        tasks=["a", "old"], per_task={name: {"accuracy": 0.9, "retrieval_accuracy": 0.95} for name in ("a", "old")}
+    )
+    new = {"a": {"accuracy": 0.9, "retrieval_accuracy": 0.95}, "new": {"accuracy": 0.5, "retrieval_accuracy": 0.95}}
+    challenger = metrics(tasks=["a", "new"], per_task=new, replaces={"new": "old"})
+    assert row("lost_tasks", challenger, champion).passed
+    verdict = row("accuracy_drop", challenger, champion)
+    assert verdict.value == pytest.approx(0.2)
+    assert not verdict.passed
+    assert not row("lost_tasks", metrics(tasks=["a"], replaces={"new": "old"}), champion).passed  # the new one is away
+    # Once the champion has the new generation, that is what counts.
+    assert row("accuracy_drop", challenger, challenger).value == pytest.approx(0.0)
+
+
+def test_without_a_shared_task_no_drop_passes_in_silence() -> None:
+    rows = {found.name: found for found in judge(GATES, metrics(), OTHER)}
+    for name in ("accuracy_drop", "retrieval_drop", "lost_tasks"):
+        assert not rows[name].passed, name
+    assert rows["accuracy_drop"].sentence == "no task of the champion is here to compare with"
+    meant = judge(GATES, metrics(left_out={"mat": "dropped"}), OTHER)
+    assert passed(meant)
 
 
 def test_no_gate_lets_nothing_through() -> None:
