@@ -63,7 +63,7 @@ def add_task(
         IntaglioError: the name or the folder cannot be used; nothing was written.
     """
     params = params or root / "params.yaml"
-    config = load_config(params)
+    config = load_config(params, empty=True)
     folder = folder.resolve()
     check_name(root, params, config, name, first)
     check_folder(root, Stream(tasks={}) if first else config.stream, folder)
