@@ -49,7 +49,7 @@ def publish(client: MlflowClient, root: Path, config: Config) -> Publication:
         config: its params.yaml.
 
     Raises:
-        IntaglioError: an output is missing, or the database belongs to another folder.
+        IntaglioError: an output is missing.
     """
     experiment = experiment_id(client, root)
     for run in runs(client, experiment, "attributes.status = 'RUNNING'"):
@@ -73,7 +73,7 @@ def find_publication(client: MlflowClient, root: Path) -> Publication | None:
     """Return the finished parent run of the present state, if there is one.
 
     Raises:
-        IntaglioError: there is no dvc.lock, or the database belongs to another folder.
+        IntaglioError: there is no dvc.lock.
     """
     digest = _state(root)
     condition = f"attributes.status = 'FINISHED' and tags.kind = '{PARENT_KIND}' and tags.dvc_lock_sha256 = '{digest}'"
