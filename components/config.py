@@ -290,7 +290,7 @@ class Config(_Section):
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """All learned tasks in order of arrival, retired and archived ones too."""
+        """Return all tasks in order of arrival, retired and archived ones too."""
         every = self.stream.tasks | self.stream.archived
         follower = {task.previous: name for name, task in every.items()}
         names, last = list[str](), BASE
@@ -301,26 +301,38 @@ class Config(_Section):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that images are retrieved for, in order of arrival: neither retired nor replaced by another."""
+        """Return the tasks that images are retrieved for, in order of arrival: neither retired nor replaced."""
         replaced = {task.replaces for name in self.chain if not (task := self.task(name)).retired}
         return tuple(name for name in self.chain if not self.task(name).retired and name not in replaced)
 
     @property
     def updates(self) -> dict[str, Update]:
-        """Every update, also of archived tasks, by name."""
+        """Return every update, also of archived tasks, by name."""
         return self.stream.updates | self.stream.archived_updates
 
     def task(self, name: str) -> Task:
         """Return a task of the chain, archived or not."""
         return self.stream.tasks.get(name) or self.stream.archived[name]
 
+    def generations(self, task: str) -> tuple[str, ...]:
+        """Return the names under which what a task leaves is stored, oldest first: its own and its updates'."""
+        follower = {update.previous: name for name, update in self.updates.items() if update.task == task}
+        names = [task]
+        while names[-1] in follower and len(names) <= len(follower):
+            names.append(follower[names[-1]])
+        return tuple(names)
+
     def generation(self, task: str) -> str:
         """Return the name under which what a task leaves is stored today: its own, or that of its last update."""
-        follower = {update.previous: name for name, update in self.updates.items() if update.task == task}
-        name = task
-        for _ in follower:
-            name = follower.get(name, name)
-        return name
+        return self.generations(task)[-1]
+
+    def replaced_by(self, task: str) -> frozenset[str]:
+        """Return the earlier tasks in whose place a task is retrieved, directly or not."""
+        every, found = self.stream.tasks | self.stream.archived, set[str]()
+        while task in every and (before := every[task].replaces) is not None and before not in found:
+            found.add(before)
+            task = before
+        return frozenset(found)
 
     def label(self, task: str, name: str) -> str:
         """Return the label of a class: its own name, unless stream.labels has another for task/name or for the name."""

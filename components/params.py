@@ -79,7 +79,7 @@ def _contradictions(config: Config, empty: bool) -> Iterator[str]:
         yield f"embedding.depths must not lie between the trunk ({backbone.trunk_depth}) and the last block"
     if "shared" not in config.embedding.model_fields_set:  # dvc.yaml asks for it; only bundles may lack it
         yield f"embedding.shared: missing key; expected {BASE!r} or the first task, {_first(config)!r}"
-    elif config.chain and config.embedding.shared not in (BASE, _first(config)):  # else the first task gives its name
+    elif config.chain and config.embedding.shared not in (BASE, _first(config)):
         yield (
             f"embedding.shared is {config.embedding.shared!r}: expected {BASE!r} or the first task, "
             f"{_first(config)!r}: what earlier tasks left could not be seen anew under a later one's module"
@@ -128,8 +128,9 @@ def _broken_chain(config: Config) -> Iterator[str]:
             yield f"stream.tasks.{name}: this is the answer for images of no task; choose another name"
         if task.previous not in (BASE, *every) or task.previous == name:
             yield f"stream.tasks.{name}.previous is {task.previous!r}: expected another task, or {BASE!r}"
-        if task.folder in folders:
-            yield f"stream.tasks.{name}.folder is already the folder of task {folders[task.folder]!r}"
+        other = folders.get(task.folder)
+        if other is not None and other not in config.replaced_by(name) and name not in config.replaced_by(other):
+            yield f"stream.tasks.{name}.folder is already the folder of task {other!r}"
         if task.replaces is not None and task.replaces not in config.chain[: _place(config, name)]:
             yield f"stream.tasks.{name}.replaces is {task.replaces!r}: expected an earlier task"
         folders[task.folder] = name
@@ -148,10 +149,13 @@ def _forks(every: Mapping[str, Task]) -> Iterator[str]:
         followers.setdefault(task.previous, []).append(name)
     forked = {previous: names for previous, names in followers.items() if len(names) > 1}
     for previous, names in forked.items():
-        first, second = names[0], names[1]
+        end, seen = names[0], set[str]()
+        while end in followers and end not in seen:
+            seen.add(end)
+            end = followers[end][0]
         yield (
-            f"stream.tasks: {' and '.join(names)} both follow {previous!r}; write `previous: {first}` for {second} and "
-            f"let what followed {first} follow {second}, or run `intaglio task order {' '.join(names)}`"
+            f"stream.tasks: {' and '.join(names)} both follow {previous!r}; write `previous: {end}` for {names[1]}, "
+            f"or run `intaglio task order {' '.join(names)}`"
         )
     reached, last = set[str](), BASE
     while not forked and last in followers and last not in reached:

@@ -33,7 +33,7 @@ class LockFile:
             return cls({})
         except YAMLError as error:
             raise IntaglioError(
-                f"{path}: not valid YAML ({' '.join(str(error).split())}); `intaglio run` mends it"
+                f"{path}: not valid YAML ({' '.join(str(error).split())}); `intaglio run` repairs it"
             ) from None
         return cls((document or {}).get("stages") or {})
 

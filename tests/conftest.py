@@ -22,6 +22,11 @@ settings.register_profile("patient", deadline=None)  # how long an example takes
 settings.load_profile("patient")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the recorded results of stages be written anew, after a revision was raised."""
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden/revisions.json anew")
+
+
 SLOWEST = ("system", "crash", "flows")  # folders whose files take minutes
 
 

@@ -15,6 +15,7 @@ def under(*folders: str) -> tuple[str, ...]:
 
 # An entry is an image, a folder where it ends with "/", or a link: "from -> to".
 ACCEPTED: dict[str, tuple[str, ...]] = {
+    "one class": PETS[:2],
     "classes": PETS,
     "three splits": under("train", "val", "test"),
     "train alone": under("train"),
@@ -37,11 +38,6 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 }
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "empty": ((), "no class folders; expected one folder of images per class"),
-    "one class": (PETS[:2], r"one class folder \(cat\); expected at least two, one per class; add another class"),
-    "one class to train": (
-        ("train/cat/1.png", "test/cat/2.png"),
-        r"one class folder \(cat\); expected at least two, one per class; add another class",
-    ),
     "an empty class": ((*PETS, "bird/notes.txt"), "no images in class bird; add images .*png.* or remove the folder"),
     "many empty classes": (
         (*PETS, *(f"empty{number}/" for number in range(5))),

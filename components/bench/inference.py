@@ -317,7 +317,11 @@ def _quality(answers: Sequence[Prediction], exact: Sequence[Prediction], known: 
 def _one_batch(engine: str, folder: Path, root: Path, tasks: int) -> None:
     config = load_config(root / "params.yaml")
     order = read_json(folder / "models/bundle/bundle.json")["order"]
-    stream = {name: next(iter(config.stream.tasks.values())) for name in order}
+    one = next(iter(config.stream.tasks.values()))
+    stream = {
+        name: one.model_copy(update={"previous": previous})
+        for previous, name in zip([BASE, *order], order, strict=False)
+    }
     stretched = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": stream})})
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, *[config.backbone.image_size] * 2, 3), dtype=np.uint8)
     _way(engine, folder, stretched)(pixels[: 8 if _grows(engine) and tasks > 10 else BATCH])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from components.arrays import Arrays, Matrix, Vector
-from components.config import Config, Task
+from components.config import BASE, Config, Task
 from components.inference.bundle import write_bundle
 from components.io import read_arrays, read_json, sha256_file, write_arrays, write_json
 from components.signatures.signature import Signature
@@ -53,7 +53,7 @@ def stretch(root: Path, config: Config, tasks: int, folder: Path, seed: int = 0)
             random = np.random.default_rng([seed, number])
             isometry.move(own["signatures"], random)
             _turn_module(own["modules"], random)
-        stream[name] = Task(folder=name, previous="base")
+        stream[name] = Task(folder=name, previous=next(reversed(stream), BASE))
     stretched = config.model_copy(update={"stream": config.stream.model_copy(update={"tasks": stream})})
     write_bundle(folder, stretched)
     return stretched

@@ -84,6 +84,18 @@ class TaskData:
         return replace(self, names=names, paths=paths, digests=digests, labels=self.labels[rows])
 
 
+def image_folders(root: Path, config: Config, task: str) -> list[Path]:
+    """Return the folders that a task's images came from: its own, and those of its updates.
+
+    Args:
+        root: the project's folder.
+        config: knows the folders.
+        task: its name.
+    """
+    updates = [update.folder for update in config.updates.values() if update.task == task]
+    return [root / folder for folder in (config.task(task).folder, *updates)]
+
+
 def manifest_path(root: Path, task: str) -> Path:
     """Return where the manifest of a task lies."""
     return root / "data" / "manifests" / f"{task}.parquet"

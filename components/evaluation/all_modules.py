@@ -14,6 +14,7 @@ import numpy as np
 from components.arrays import Matrix
 from components.config import BASE, Config
 from components.data.images import Limits
+from components.data.task_data import image_folders
 from components.errors import IntaglioError
 from components.evaluation.stream_scores import KnownTasks, StreamScores
 from components.modules.multi_module_vit import MultiModuleViT, embed_tokens
@@ -43,17 +44,6 @@ class AllModules:
             columns.append(signature.classifier.log_probabilities_from(self.logits[k][:count], frozen).max(axis=1))
             first = last
         return np.stack(columns, axis=1)
-
-
-def needs_all_modules(config: Config) -> bool:
-    """Return whether the settings ask for more than h_0 and an image's own module."""
-    return config.retrieval.rule == "dpgmm" or config.retrieval.prediction == "soft"
-
-
-def image_folders(root: Path, config: Config, task: str) -> list[Path]:
-    """Return the folders that a task's images came from: its own, and those of its updates."""
-    updates = [update.folder for update in config.updates.values() if update.task == task]
-    return [root / folder for folder in (config.task(task).folder, *updates)]
 
 
 def find_images(root: Path, config: Config, scores: StreamScores) -> list[Path]:

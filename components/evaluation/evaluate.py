@@ -12,10 +12,9 @@ import pandas as pd
 from components.arrays import Indices
 from components.config import Config
 from components.evaluation.accuracy_matrix import accuracy_matrix
-from components.evaluation.all_modules import embed_under_all_modules, needs_all_modules
 from components.evaluation.metric_report import agreement, metric_report
 from components.evaluation.projection import project
-from components.evaluation.retrieve import Retrieve, retrieve_pooled, retrieve_with
+from components.evaluation.retrieve import Retrieve, needs_all_modules, retrieve_pooled, retrieve_with
 from components.evaluation.stream_scores import KnownTasks, StreamScores, read_stream_scores
 from components.io import write_json, write_table, write_text
 
@@ -28,7 +27,11 @@ def evaluate(root: Path, config: Config) -> None:
     """
     scores = read_stream_scores(root, config)
     known = scores.with_known(config.shortlist, len(scores.signatures))
-    modules = embed_under_all_modules(root, config, scores) if needs_all_modules(config) else None
+    modules = None
+    if needs_all_modules(config):
+        from components.evaluation.all_modules import embed_under_all_modules
+
+        modules = embed_under_all_modules(root, config, scores)
     retrieve = retrieve_with(modules, scores, config) if modules else retrieve_pooled
     metrics = metric_report(scores, known, config, accuracy_matrix(root, scores, known, config, retrieve), retrieve)
     metrics["agreement_with_exact"] = agreement(scores, known, config, retrieve, modules)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.arrays import Indices, Mask
 from components.config import Config
-from components.evaluation.all_modules import AllModules
 from components.evaluation.baselines import baselines, result_row
 from components.evaluation.certificate import confusion_bound, measured_confusion, separation
 from components.evaluation.metrics import stream_metrics
 from components.evaluation.retrieve import Retrieve, retrieve_exactly
 from components.evaluation.stream_scores import KnownTasks, StreamScores
 from components.evaluation.unknown_tasks import rejection
+
+if TYPE_CHECKING:
+    from components.evaluation.all_modules import AllModules
 
 
 def metric_report(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from components.arrays import Indices, Matrix
 from components.config import Config
-from components.evaluation.all_modules import AllModules
 from components.evaluation.stream_scores import KnownTasks, StreamScores
 from components.retrieval.pooled import choose_task, log_posterior
 
+if TYPE_CHECKING:  # it imports torch, which evaluation by the rule `pooled` does without
+    from components.evaluation.all_modules import AllModules
+
 Retrieve = Callable[[KnownTasks], tuple[Matrix, Indices]]
 """Return log p(k | x) of the known tasks (n, known), and the retrieved task (n,), also of an unknown image."""
+
+
+def needs_all_modules(config: Config) -> bool:
+    """Return whether the settings ask for more than h_0 and an image's own module."""
+    return config.retrieval.rule == "dpgmm" or config.retrieval.prediction == "soft"
 
 
 def retrieve_pooled(known: KnownTasks) -> tuple[Matrix, Indices]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from components.arrays import Embeddings, Indices, Mask, Matrix, Vector
 from components.config import Config, Shortlist
 from components.errors import IntaglioError
 from components.records.card import Card
-from components.records.storage import read_cards, read_test_images
-from components.records.test_images import TestImages
+from components.records.recorded_images import RecordedImages
+from components.records.storage import read_cards, read_recorded_images
 from components.retrieval.pooled import PooledRetriever
 from components.retrieval.shortlist import RetrievalResult, TaskRetriever
 from components.signatures.signature import Signature
@@ -54,52 +54,52 @@ class StreamScores:
     """
 
     signatures: tuple[Signature, ...]
-    images: tuple[TestImages, ...]
+    images: tuple[RecordedImages, ...]
     cards: dict[str, Card]
 
     @property
     def names(self) -> list[str]:
-        """Names of the tasks, in order."""
+        """Return the names of the tasks, in order."""
         return [signature.task for signature in self.signatures]
 
     @property
     def frozen_width(self) -> int:
-        """How many leading coordinates of h_0 are the frozen backbone's alone."""
+        """Return how many leading coordinates of h_0 are the frozen backbone's alone."""
         return self.cards[self.names[0]].frozen_width
 
     @cached_property
     def task(self) -> Indices:
-        """Number of each image's true task, (n,) int64."""
+        """Return the number of each image's true task, (n,) int64."""
         return np.repeat(np.arange(len(self.images)), [len(images) for images in self.images])
 
     @cached_property
     def label(self) -> Indices:
-        """True class, an index into its task's classes, (n,) int64."""
+        """Return the true class, an index into its task's classes, (n,) int64."""
         return np.concatenate([images.labels for images in self.images])
 
     @cached_property
     def h0(self) -> Embeddings:
-        """h_0 of the images, (n, d) float32."""
+        """Return h_0 of the images, (n, d) float32."""
         return np.concatenate([images.h0 for images in self.images])
 
     @property
     def paths(self) -> list[str]:
-        """Paths of the images, relative to the folders that they came from."""
+        """Return the paths of the images, relative to the folders that they came from."""
         return [name for images in self.images for name in images.names]
 
     @cached_property
     def support_density(self) -> Matrix:
-        """Log density of each image in each task's support on h_0, (n, T) float64."""
+        """Return the log density of each image in each task's support on h_0, (n, T) float64."""
         return np.stack([signature.support.mixture.log_density(self.h0) for signature in self.signatures], axis=1)
 
     @cached_property
     def p_values(self) -> Matrix:
-        """Conformal p-value of each image in each task, by all of h_0, (n, T) float64."""
+        """Return the conformal p-value of each image in each task, by all of h_0, (n, T) float64."""
         return self._calibrated("p_values")
 
     @cached_property
     def typicality(self) -> Matrix:
-        """The continuous score behind the p-value, (n, T) float64."""
+        """Return the continuous score behind the p-value, (n, T) float64."""
         return self._calibrated("typicality")
 
     def _calibrated(self, score: str) -> Matrix:
@@ -111,7 +111,7 @@ class StreamScores:
 
     @cached_property
     def retriever(self) -> PooledRetriever:
-        """The retriever of all T tasks."""
+        """Return the retriever of all T tasks."""
         return PooledRetriever.fit([signature.statistics for signature in self.signatures])
 
     @cached_property
@@ -136,7 +136,8 @@ class StreamScores:
     def correct(self, retrieved: Indices, known: KnownTasks) -> Mask:
         """Return whether task and class of each image are right, given the retrieved task (n,) of the first n."""
         count = len(retrieved)
-        return (retrieved == self.task[:count]) & (known.best_class == self.label[:count])
+        right_task, right_class = retrieved == self.task[:count], known.best_class == self.label[:count]
+        return cast(Mask, right_task & right_class)
 
     def per_task(self, values: NDArray[Any]) -> list[float]:
         """Return the mean of `values` (n,) over the test images of each task that they cover."""
@@ -150,7 +151,7 @@ def read_stream_scores(root: Path, config: Config) -> StreamScores:
     Raises:
         IntaglioError: a record or a signature is missing or damaged, or a task has no test image.
     """
-    images = tuple(read_test_images(root, config, task) for task in config.tasks)
+    images = tuple(read_recorded_images(root, config, task) for task in config.tasks)
     if empty := [own.task for own in images if not len(own)]:
         raise IntaglioError(f"task {empty[0]!r}: no readable test image; add some and run the stage 'ingest' again")
     signatures = tuple(read_signature(root / "models/signatures", config.generation(task)) for task in config.tasks)

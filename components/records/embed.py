@@ -50,12 +50,12 @@ class TaskEmbedder:
 
     @property
     def trunk_width(self) -> int:
-        """Width of the part of an embedding that no module changes."""
+        """Return the width of the part of an embedding that no module changes."""
         return self.engine.vit.trunk_width
 
     @property
     def frozen_width(self) -> int:
-        """Width of the frozen backbone's part of h_0."""
+        """Return the width of the frozen backbone's part of h_0."""
         return self.engine.vit.embedding_width
 
     def embed(self, paths: Sequence[Path], digests: Sequence[str], what: str) -> Embeddings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,8 @@ from components.errors import IntaglioError
 from components.io import read_json, sha256_file
 from components.records.card import Card, software
 from components.records.embed import TaskEmbedder
+from components.records.recorded_images import RecordedImages
 from components.records.storage import write_record
-from components.records.test_images import TestImages
 from components.records.update_basis import UpdateBasis
 from components.signatures.class_sums import ClassSums
 from components.signatures.classifier import Classifier
@@ -56,7 +56,7 @@ def record(root: Path, config: Config, task: str) -> None:
     write_record(root, task, _card(root, config, task, embedder), test, basis)
 
 
-def judged(data: TaskData, z: Embeddings, signature: Signature, embedder: TaskEmbedder) -> TestImages:
+def judged(data: TaskData, z: Embeddings, signature: Signature, embedder: TaskEmbedder) -> RecordedImages:
     """Return test images with the logits of their task's classifier, and what the frozen network makes of them.
 
     Args:
@@ -68,7 +68,7 @@ def judged(data: TaskData, z: Embeddings, signature: Signature, embedder: TaskEm
     width = signature.statistics.means.shape[1]
     logits = signature.classifier.discriminants(own_embedding(z, embedder.trunk_width, width))
     correct = frozen_correct(signature, z[:, : embedder.frozen_width], data.labels)
-    return TestImages(data.task, data.names, data.digests, data.labels, z[:, :width], logits, correct)
+    return RecordedImages(data.task, data.names, data.digests, data.labels, z[:, :width], logits, correct)
 
 
 def frozen_correct(signature: Signature, h: Embeddings, labels: Labels) -> Mask:
@@ -80,7 +80,7 @@ def frozen_correct(signature: Signature, h: Embeddings, labels: Labels) -> Mask:
         labels: (n,) int64.
     """
     classifier = Classifier.from_statistics(signature.statistics.first(h.shape[1]))
-    return np.equal(classifier.discriminants(h).argmax(axis=1), labels)
+    return cast(Mask, classifier.discriminants(h).argmax(axis=1) == labels)
 
 
 def own_embedding(z: Embeddings, trunk_width: int, width: int) -> Embeddings:

@@ -11,7 +11,7 @@ from pathlib import Path
 from components.config import Config
 from components.io import atomic_folder, read_arrays, read_json, read_table, write_arrays, write_json, write_table
 from components.records.card import Card
-from components.records.test_images import TestImages
+from components.records.recorded_images import RecordedImages
 from components.records.update_basis import UpdateBasis
 
 
@@ -20,7 +20,7 @@ def record_folder(root: Path, generation: str) -> Path:
     return root / "models" / "records" / generation
 
 
-def write_record(root: Path, generation: str, card: Card, test: TestImages, basis: UpdateBasis) -> None:
+def write_record(root: Path, generation: str, card: Card, test: RecordedImages, basis: UpdateBasis) -> None:
     """Write the record of a task, or of an update.
 
     Args:
@@ -52,7 +52,7 @@ def read_cards(root: Path, config: Config) -> dict[str, Card]:
     return {task: read_card(root, config.generation(task)) for task in config.tasks}
 
 
-def read_test_images(root: Path, config: Config, task: str) -> TestImages:
+def read_recorded_images(root: Path, config: Config, task: str) -> RecordedImages:
     """Read the test images of a task as its last generation sees them.
 
     Raises:
@@ -61,7 +61,7 @@ def read_test_images(root: Path, config: Config, task: str) -> TestImages:
     return read_record_of(root, config.generation(task), task)
 
 
-def read_record_of(root: Path, generation: str, task: str) -> TestImages:
+def read_record_of(root: Path, generation: str, task: str) -> RecordedImages:
     """Read the test images of one generation of a task.
 
     Args:
@@ -73,7 +73,7 @@ def read_record_of(root: Path, generation: str, task: str) -> TestImages:
         IntaglioError: the record is missing or damaged.
     """
     folder = record_folder(root, generation)
-    return TestImages.of_files(task, read_table(folder / "test.parquet"), read_arrays(folder / "test.safetensors"))
+    return RecordedImages.of_files(task, read_table(folder / "test.parquet"), read_arrays(folder / "test.safetensors"))
 
 
 def read_update_basis(root: Path, generation: str) -> UpdateBasis:

@@ -27,8 +27,8 @@ from components.modules.low_rank import Head, read_head
 from components.records.card import Card, software
 from components.records.embed import TaskEmbedder
 from components.records.record import frozen_correct, image_counts, judged, own_embedding
+from components.records.recorded_images import RecordedImages
 from components.records.storage import read_card, read_record_of, read_update_basis, write_record
-from components.records.test_images import TestImages
 from components.records.update_basis import UpdateBasis
 from components.signatures.class_sums import ClassSums
 from components.signatures.conformal import Calibration
@@ -152,8 +152,8 @@ def _added(
 
 
 def _joined(
-    old: TestImages, new: TestImages, basis: UpdateBasis, signature: Signature, embedder: TaskEmbedder
-) -> TestImages:
+    old: RecordedImages, new: RecordedImages, basis: UpdateBasis, signature: Signature, embedder: TaskEmbedder
+) -> RecordedImages:
     """Return old and new test images with the logits of the updated classifier.
 
     Args:
@@ -165,7 +165,7 @@ def _joined(
     """
     own = np.concatenate([old.h0[:, : embedder.trunk_width], basis.test_adapted[: len(old)]], axis=1)
     frozen = frozen_correct(signature, old.h0[:, : embedder.frozen_width], old.labels)
-    return TestImages(
+    return RecordedImages(
         old.task,
         old.names + new.names,
         old.digests + new.digests,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from components.config import Config
 from components.data.images import ImageError, Limits, open_image
-from components.evaluation.all_modules import image_folders
+from components.data.task_data import image_folders
 from components.io import sha256_bytes
 
 THUMBNAIL = 96  # pixels, the longer side

@@ -10,6 +10,7 @@ For new images with counts k_c and means m'_c (Chan, Golub and LeVeque, 1979):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -62,8 +63,8 @@ class ClassSums:
 
     @property
     def mean(self) -> Vector:
-        """Mean of all images, (d,)."""
-        return self.counts @ self.means / self.counts.sum()
+        """Return the mean of all images, (d,)."""
+        return cast(Vector, self.counts @ self.means / self.counts.sum())
 
     def to_arrays(self) -> Arrays:
         """Return the arrays of a safetensors file, in float32 but for the counts and means."""
@@ -79,5 +80,5 @@ def triangle(rows: Matrix) -> Matrix:
     """Return R (min(n, d), d) with R^T R = X^T X for rows X (n, d), without a row that has no energy."""
     if not len(rows):
         return rows
-    factor: Matrix = np.linalg.qr(rows, mode="r")
+    factor = cast(Matrix, np.linalg.qr(rows, mode="r"))
     return factor[np.any(factor != 0, axis=1)]

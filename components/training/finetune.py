@@ -85,7 +85,7 @@ def _inputs(root: Path, config: Config, task: str, vit: Vit, processes: ProcessG
     previous = root / "models/modules" / config.task(task).previous
     return {
         "task": task,
-        "settings": config.model_dump(mode="json", include={"seed", "data", "backbone", "embedding", "finetune"}),
+        "settings": config.model_dump(mode="json", include={"seed", "backbone", "embedding", "finetune"}),
         "backbone": vit.sha256,
         "device": vit.device.type,
         "processes": processes.count,

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,6 +126,19 @@ class TrunkCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+    def forget(self, digests: Iterable[str]) -> int:
+        """Delete every segment that holds one of some images, by their hex sha256; return the number of segments.
+
+        Other images in such a segment are computed again when they are needed.
+        """
+        images, count = {bytes.fromhex(digest) for digest in digests}, 0
+        for folder in self.folder.glob("*/"):
+            for segment in _open_all(folder):
+                if images.intersection(row.tobytes() for row in segment.images):
+                    segment.path.unlink(missing_ok=True)
+                    count += 1
+        return count
 
 
 def trunk_outputs(

@@ -24,6 +24,7 @@ _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>(?!#).*?))?(?:\s+#
 _COMMENT_COLUMN, _LONGEST = 27, 120
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
 _OPTION_TYPES = {str: "text", int: "whole number", float: "number", Path: "path", bool: "switch"}
+_DEFAULTS = {"stream.tasks": "the default stream"}
 _STATUSES = """\
 | exit status | meaning |
 |---|---|
@@ -101,10 +102,13 @@ def settings_page(params: str) -> str:
             rows = []
         else:
             rows = rows or ["| setting | type | default | meaning |", "|---|---|---|---|"]
-            default = f"`{values[name]}`" if values.get(name) else "the default stream"
+            default = f"`{values[name]}`" if values.get(name) else _DEFAULTS.get(name, "none")
             rows.append(_row(f"`{name}`", _type(field), default, field["description"]))
-    task = Config.model_json_schema()["$defs"]["Task"]["properties"]
-    rows += [_row(f"`stream.tasks.NAME.{key}`", _type(field), "", field["description"]) for key, field in task.items()]
+    for kind, where in (("Task", "tasks"), ("Update", "updates")):
+        inner = Config.model_json_schema()["$defs"][kind]["properties"]
+        rows += [
+            _row(f"`stream.{where}.NAME.{key}`", _type(field), "", field["description"]) for key, field in inner.items()
+        ]
     return "\n\n".join(part for part in [*page, "\n".join(rows)] if part) + "\n"
 
 

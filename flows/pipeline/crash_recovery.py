@@ -13,12 +13,16 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from components.config import Config
+from components.config import BASE, Config
 from components.errors import IntaglioError
 from components.io import write_text
 from flows.settings import scratch_folder
 
 _OUTPUT_FOLDERS = ("data", "models", "reports")
+_OF_A_TASK = (  # what a task or an update leaves, under its name
+    *("data/manifests/*.parquet", "data/index/*.parquet", "reports/finetune/*.json", "reports/finetune/*.csv"),
+    *("reports/validation/*/", "models/modules/*/", "models/signatures/*/", "models/records/*/"),
+)
 _TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")  # as DVC names what it writes before it takes its place
 _ENTRY = re.compile(r"^  \S.*:$", re.MULTILINE)  # a stage's first line in dvc.lock
 
@@ -38,18 +42,21 @@ def recover(root: Path) -> None:
 
 
 def forget_dropped_tasks(root: Path, config: Config) -> None:
-    """Remove the manifests and validation pages of tasks that params.yaml does not name.
+    """Remove what tasks left that params.yaml does not name any more, and archive files of tasks that are not archived.
 
-    Refused tasks leave them behind, and evaluate and report, which read those folders whole, would run for nothing.
-    A task that comes back gets them from DVC's cache.
+    Evaluate, report and bundle read folders whole, and would run for nothing, or answer with a dropped task. A kill in
+    `intaglio task archive` leaves a file that tracks what a stage still writes, which DVC refuses.
+    A task that comes back gets what it left from DVC's cache.
     """
-    tasks = {*config.chain, *config.updates}
-    for path in (root / "data" / "manifests").glob("*.parquet"):
-        if path.stem not in tasks:
+    kept = {BASE, *config.chain, *config.updates}
+    for pattern in _OF_A_TASK:
+        for path in root.glob(pattern):
+            name = path.name if path.is_dir() else path.stem
+            if name not in kept and not name.startswith("."):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (root / "archived").glob("*.dvc"):
+        if path.stem not in config.stream.archived:
             path.unlink()
-    for path in (root / "reports" / "validation").glob("*/"):
-        if path.name not in tasks:
-            shutil.rmtree(path)
 
 
 def whole_entries(text: str) -> str:

@@ -74,7 +74,7 @@ def read_dag(root: Path) -> Dag:
         with Repo(str(root)) as repo:
             graph = repo.index.graph
             # A .dvc file, such as that of an archived task, has no command: it is there, or `dvc pull` brings it.
-            upstream = {stage.addressing: _names(graph.successors(stage)) for stage in graph if stage.cmd}
+            upstream = {str(stage.name): _names(graph.successors(stage)) for stage in graph if stage.cmd}
     except DvcException as error:
         cause = error.__cause__ or error
         raise IntaglioError(f"{root / 'dvc.yaml'}: {' '.join(f'{error}: {cause}'.split())}") from None
@@ -83,7 +83,7 @@ def read_dag(root: Path) -> Dag:
 
 
 def _names(stages: Iterable[Any]) -> frozenset[str]:
-    return frozenset(str(stage.addressing) for stage in stages if stage.cmd)
+    return frozenset(str(stage.name) for stage in stages if stage.cmd)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
 
 from components.config import Config
 from components.data.folder_changes import folder_changes
@@ -20,6 +23,8 @@ from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
 from flows.planning.timings import expected_seconds
 
 LEARNING = ("ingest", "validate", "finetune")  # the stages that make a task what was learned
+_NAMED = 3  # settings in a line
+_NONE = object()
 OF_IMAGES = ("signature", "record")  # stages of a task that read its images, and train nothing
 
 
@@ -55,8 +60,10 @@ class Plan:
         ordered = [stage.name for stage in self.dag.stages if stage.name in self.to_run]
         for name in ordered:
             yield f"{name}: {self.reasons.get(name, 'after a stage before it')}"
-        seconds = expected_seconds(self.root, ordered)
-        how_long = "no such stage has run here yet" if seconds is None else f"about {duration(seconds)}"
+        seconds, unknown = expected_seconds(self.root, ordered)
+        how_long = f"about {duration(seconds)}" if seconds else "how long is not known yet"
+        if unknown and seconds:
+            how_long += f" and the first {', '.join(unknown)}"
         yield f"{len(ordered)} of {len(self.dag.stages)} stages to run, {how_long}"
 
 
@@ -77,7 +84,7 @@ def make_plan(root: Path, config: Config, retrain: Collection[str] = ()) -> Plan
     dag, status = read_dag(root), stage_status(root)
     names = {stage.name for stage in dag.stages}
     looked_at = {name: own for name, own in status.items() if name in names}
-    _check_backbone(config, lock, looked_at, retrain)
+    _check_backbone(root, config, lock, looked_at, retrain)
     protected = _Protected(root, config, lock, looked_at, frozenset(retrain))
     kept = {name for name in names if protected.keeps(name)}
     changed = looked_at.keys() - kept
@@ -127,20 +134,19 @@ class _Protected:
         return True
 
     def explained(self) -> Iterator[tuple[str, str]]:
-        """Yield every learned task with changes, and why nothing of it runs again."""
+        """Yield every learned task and update with changes, and why nothing of it runs again."""
         for task in self.config.stream.tasks:
-            if not self.lock.has_learned(task) or task in self.retrain:
-                continue
-            stages = [f"{kind}@{task}" for kind in (*LEARNING, *OF_IMAGES)]
-            changed = [stage for stage in stages if stage in self.status and self.keeps(stage)]
-            changed = [stage for stage in changed if self.status[stage].inputs_changed]
+            changed = [stage for kind in (*LEARNING, *OF_IMAGES) if self._waits(stage := f"{kind}@{task}")]
             if changed and (words := self._words(task, changed)):
                 yield task, f"{words}; `intaglio run --retrain {task}` would train it again"
         for name, update in self.config.stream.updates.items():
-            stage = f"update@{name}"
-            if stage in self.status and self.keeps(stage) and (self.root / update.folder).is_dir():
+            if self._waits(stage := f"update@{name}") and (self.root / update.folder).is_dir():
                 reason = _reason(self.root, self.config, self.lock, stage, self.status[stage])
                 yield name, f"{reason}; more images are another update: `intaglio task update {update.task} FOLDER`"
+
+    def _waits(self, stage: str) -> bool:
+        """Return whether a stage is kept back that has something new to read."""
+        return stage in self.status and self.status[stage].inputs_changed and self.keeps(stage)
 
     def _words(self, task: str, changed: list[str]) -> str:
         """Say what changed; "" where only the images are gone, which needs no word."""
@@ -185,12 +191,13 @@ def _check_retrain(config: Config, lock: LockFile, retrain: Collection[str]) -> 
 
 
 def _check_backbone(
-    config: Config, lock: LockFile, status: Mapping[str, StageStatus], retrain: Collection[str]
+    root: Path, config: Config, lock: LockFile, status: Mapping[str, StageStatus], retrain: Collection[str]
 ) -> None:
     """Refuse another backbone beside tasks that were learned on the present one.
 
     Args:
-        config: the project's params.yaml.
+        root: the project's folder.
+        config: its params.yaml.
         lock: its dvc.lock.
         status: of the stages that DVC calls changed.
         retrain: learned tasks that may be trained again.
@@ -199,7 +206,7 @@ def _check_backbone(
     if "backbone" not in lock.stages or "backbone" not in status or not status["backbone"].params:
         return
     if bound := [task for task in learned if task not in retrain]:
-        words = _changed_settings(config, lock, "backbone", status["backbone"].params)
+        words = _changed_settings(root, lock, "backbone", status["backbone"].params)
         raise IntaglioError(
             f"params.yaml: {words}, but {', '.join(bound)} {'was' if len(bound) == 1 else 'were'} learned on the "
             "backbone as it was; put the setting back, or name them all with --retrain"
@@ -227,7 +234,7 @@ def _reason(root: Path, config: Config, lock: LockFile, stage: str, status: Stag
     else:
         parts += [f"{path} {how}" for path, how in status.deps.items()]
     if status.params:
-        parts.append(_changed_settings(config, lock, stage, status.params))
+        parts.append(_changed_settings(root, lock, stage, status.params))
     if status.command:
         parts.append("a new revision of the stage")
     parts += [f"{path} {how}" for path, how in status.outs.items() if not parts]
@@ -244,10 +251,30 @@ def _folder_words(root: Path, folder: str, name: str, status: StageStatus) -> li
     return lines or [f"{folder}: {status.deps[folder]}, but no image of it"]
 
 
-def _changed_settings(config: Config, lock: LockFile, stage: str, sections: Collection[str]) -> str:
-    """Name the settings that differ from those of the last run, with both values."""
-    before, now = lock.params(stage), dict(flat(config.model_dump(mode="json")))
-    inside = [name for name in now if any(name == own or name.startswith(f"{own}.") for own in sections)]
-    changed = [name for name in inside if name not in before or before[name] != now[name]]
-    words = [f"{name} from {before[name]} to {now[name]}" if name in before else f"{name} is new" for name in changed]
-    return ", ".join(words[:3]) + (f" and {len(words) - 3} more settings" if len(words) > 3 else "") or "settings"
+def _changed_settings(root: Path, lock: LockFile, stage: str, sections: Collection[str]) -> str:
+    """Name the settings that differ from those of the last run, with both values; of the stream, its tasks.
+
+    Args:
+        root: the project's folder.
+        lock: its dvc.lock.
+        stage: its name.
+        sections: of params.yaml that DVC calls changed.
+    """
+    before, now = lock.params(stage), dict(flat(YAML(typ="safe").load((root / "params.yaml").read_text())))
+    inside = [name for name in (*now, *before) if any(name == own or name.startswith(f"{own}.") for own in sections)]
+    words = dict.fromkeys(
+        _setting_words(name, before, now) for name in inside if before.get(name, _NONE) != now.get(name, _NONE)
+    )
+    named = [*words][:_NAMED]
+    return ", ".join(named) + (f" and {len(words) - _NAMED} more" if len(words) > _NAMED else "") or "settings"
+
+
+def _setting_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    section, _, rest = name.partition(".")
+    if section == "stream" and rest.count("."):
+        name = ".".join(name.split(".")[:3])  # an entry of the stream, not each of its keys
+        known = [any(one == name or one.startswith(f"{name}.") for one in values) for values in (before, now)]
+        return f"{name} {'changed' if all(known) else 'is new' if known[1] else 'is gone'}"
+    if name not in before:
+        return f"{name} is new"
+    return f"{name} from {before[name]} to {now[name]}" if name in now else f"{name} is gone"

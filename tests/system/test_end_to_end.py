@@ -243,7 +243,7 @@ def test_an_image_of_an_earlier_task_stops_the_new_one(person: Person, tmp_path:
         ("rank: 3", "rnak: 3", "finetune.rnak: unknown key"),
         ("rank: 3", "rank: three", "finetune.rank: input should be a valid integer"),
         ("    photos: {", "    pixels: {", "duplicate key"),
-        ("folder: photos", "folder: nowhere", "nowhere"),
+        ("previous: pixels", "previous: nowhere", "nowhere"),
     ],
 )
 def test_a_broken_file_of_parameters_is_one_clear_line(person: Person, old: str, new: str, expected: str) -> None:

@@ -170,7 +170,6 @@ UNREADABLE = {"readable": False, "error": "damaged image: truncated"}
         (copying(1, 4), r"1 image in two splits: cat/04.png \(= cat/01.png in train\); keep one of the two"),
         (shrink(7), r"1 class below data.min_images_per_class \(8 readable images\): dog \(7\); add images"),
         (shrink(3), "1 class without a readable image in val: dog; add images"),
-        (lambda table: table[table["label"] == "cat"], r"fewer than two classes \(found: 1\); add a class folder"),
         (lambda table: table[:0], r"the manifest holds no images \(found: 0\); add images"),
     ],
 )

@@ -23,6 +23,9 @@ from components.config import Config, Stream, Task
 from components.errors import IntaglioError
 from components.io import read_json, write_json, write_table
 from components.params import load_config
+from components.records.card import Card
+from components.records.record import image_counts
+from components.records.storage import record_folder
 from components.report.examples import examples_of
 from components.report.report import number, percent, points, title, write_report
 
@@ -48,8 +51,7 @@ def make_results(root: Path, tasks: Sequence[str], classes: Sequence[str] = ("oa
     write_table(root / "reports/predictions.parquet", predictions)
     write_table(root / "reports/projection.parquet", _projection(tasks, classes, rng))
     for task in tasks:
-        _training(root, task, rng)
-        _validation(root, task, manifests[task])
+        write_json(record_folder(root, task) / "card.json", _card(task, manifests[task], rng).to_json())
     write_json(root / "reports/metrics.json", _metrics(predictions, tasks, len(classes), rng))
     return make_config(tasks)
 
@@ -66,9 +68,7 @@ def _images(root: Path, task: str, classes: Sequence[str], rng: np.random.Genera
                     _draw(root / "data/raw" / task / path, size, kind, rng)
     rows.append(("broken.png", classes[0], "train", "x", 3, 0, 0, "", "", False, "not an image"))
     names = ["path", "label", "split", "sha256", "bytes", "width", "height", "mode", "format", "readable", "error"]
-    manifest = pd.DataFrame(rows, columns=names)
-    write_table(root / "data/manifests" / f"{task}.parquet", manifest)
-    return manifest
+    return pd.DataFrame(rows, columns=names)
 
 
 def _draw(path: Path, size: int, kind: int, rng: np.random.Generator) -> None:
@@ -111,28 +111,36 @@ def _projection(tasks: Sequence[str], classes: Sequence[str], rng: np.random.Gen
     return pd.DataFrame(rows, columns=["kind", "task", "label", "x", "y", "cov_xx", "cov_xy", "cov_yy"])
 
 
-def _training(root: Path, task: str, rng: np.random.Generator) -> None:
+def _card(task: str, manifest: pd.DataFrame, rng: np.random.Generator) -> Card:
     epochs = np.arange(1, 1 + int(rng.integers(6, 11)))
     accuracy = np.round(0.95 - 0.5 * np.exp(-epochs / 2) + rng.normal(scale=0.01, size=len(epochs)), 4)
     train = 2 * np.exp(-epochs / 3) + 0.5
     table = pd.DataFrame({"epoch": epochs, "train_loss": train, "val_loss": train + 0.15, "val_accuracy": accuracy})
-    folder = root / "reports/finetune"
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{task}.csv", index=False)
-    facts: dict[str, float] = {
-        "epochs": len(epochs),
-        "best_epoch": int(epochs[accuracy.argmax()]),
-        "reused_directions": 31,
-    }
-    facts |= {"seconds": 41.27, "adapter_rank": 24, "truncation_error": 0.0123}
-    write_json(folder / f"{task}.json", facts)
-
-
-def _validation(root: Path, task: str, manifest: pd.DataFrame) -> None:
+    facts: dict[str, Any] = {"epochs": len(epochs), "best_epoch": int(epochs[accuracy.argmax()])}
+    facts |= {"reused_directions": 31, "adapter_rank": 24, "truncation_error": 0.0123}
     warnings = ["1 image is unreadable: broken.png"] if task.endswith("1") else []
-    result = {"task": task, "success": True, "critical_failures": [], "warnings": warnings, "statistics": {}}
-    result |= {"expectations": [{"type": "t"}] * 12, "summary": {"images": len(manifest)}}
-    write_json(root / "reports/validation" / task / "result.json", result)
+    return Card(
+        task=task,
+        classes=tuple(sorted(set(manifest["label"]))),
+        images=image_counts(manifest),
+        unreadable=1,
+        sizes=[[28, 28], [120, 120]],
+        frozen_width=4,
+        trunk_width=2,
+        validation={"success": True, "critical_failures": [], "warnings": warnings, "expectations": 12},
+        training=facts | {"curve": table.to_dict("records")},
+        digests={},
+        updates=(),
+        note="",
+        licence="",
+        software="test",
+    )
+
+
+def change_card(root: Path, task: str, **values: Any) -> None:
+    """Write other facts into the card of a task."""
+    path = record_folder(root, task) / "card.json"
+    write_json(path, read_json(path) | values)
 
 
 def _metrics(predictions: pd.DataFrame, tasks: Sequence[str], classes: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -318,6 +326,7 @@ def test_equal_inputs_give_equal_bytes_in_another_process_and_folder(one: tuple[
     expected = hashlib.sha256((root / "reports/report.html").read_bytes()).hexdigest()
     twin = tmp_path / "twin"
     shutil.copytree(root / "data", twin / "data")
+    shutil.copytree(root / "models", twin / "models")
     shutil.copytree(root / "reports", twin / "reports", ignore=shutil.ignore_patterns("*.html"))
     (twin / "config.json").write_text(config.model_dump_json())
     code = """
@@ -338,9 +347,7 @@ print(hashlib.sha256((root / "reports/report.html").read_bytes()).hexdigest())
 def test_names_with_markup_stay_text(tmp_path: Path) -> None:
     evil = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b", "{{ config }}"]
     config = make_results(tmp_path, ["animals", "emoji"], classes=evil)
-    write_json(
-        tmp_path / "reports/validation/animals/result.json", {"success": False, "critical_failures": ["<b>bad</b>"]}
-    )
+    change_card(tmp_path, "animals", validation={"success": False, "critical_failures": ["<b>bad</b>"]})
     write_report(tmp_path, config)
     page = Page.at(tmp_path)
     assert page.all("script") == []
@@ -352,7 +359,7 @@ def test_names_with_markup_stay_text(tmp_path: Path) -> None:
     assert "failed" in page.text
 
 
-def test_images_that_are_gone_or_damaged_leave_a_placeholder(one: tuple[Path, Config]) -> None:
+def test_images_that_are_gone_or_damaged_are_left_out_and_counted(one: tuple[Path, Config]) -> None:
     root, config = one
     write_report(root, config)
     shown = len(Page.at(root).all("img"))
@@ -361,7 +368,7 @@ def test_images_that_are_gone_or_damaged_leave_a_placeholder(one: tuple[Path, Co
     write_report(root, config)
     page = Page.at(root)
     assert page.all("img") == []
-    assert page.text.count("image no longer readable") == shown
+    assert f"{shown} more would be shown here, but their image files are gone." in page.text
 
 
 def test_examples_show_every_class_and_the_surest_mistakes(one: tuple[Path, Config]) -> None:
@@ -388,8 +395,7 @@ def test_a_task_without_mistakes_and_one_without_test_images(one: tuple[Path, Co
 def test_only_what_is_there_is_shown(one: tuple[Path, Config]) -> None:
     root, config = one
     write_json(root / "reports/metrics.json", {"tasks": ["animals"], "baselines": {"odd": 0.5, "RanPAC": {}}})
-    write_json(root / "reports/finetune/animals.json", {})
-    write_json(root / "reports/validation/animals/result.json", {})
+    change_card(root, "animals", training={}, validation={})
     projection = pd.read_parquet(root / "reports/projection.parquet")
     write_table(root / "reports/projection.parquet", projection.head(0))
     write_report(root, config)
@@ -408,10 +414,10 @@ def test_results_of_another_stream_are_refused(one: tuple[Path, Config]) -> None
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("finetune/animals.csv", None, "file not found"),
-        ("finetune/animals.csv", "epoch,val_loss\n1,high\n", "not a table of numbers"),
-        ("finetune/animals.csv", "", "not a table of numbers"),
-        ("finetune/animals.json", "{", "not valid JSON"),
+        ("../models/records/animals/card.json", None, "file not found"),
+        ("../models/records/animals/card.json", "{", "not valid JSON"),
+        ("../models/records/animals/card.json", '{"format": 1}', "is not the card of a task"),
+        ("../models/records/animals/card.json", '{"format": 99}', "has format 99, this version reads 1 at most"),
         ("metrics.json", "[]", "run the stage evaluate"),
         ("projection.parquet", "x", "not a parquet file"),
     ],
@@ -425,7 +431,7 @@ def test_a_broken_input_is_named_in_one_line(
         path.write_text(content)
     with pytest.raises(IntaglioError, match=message) as caught:
         write_report(*one)
-    assert name in str(caught.value)
+    assert Path(name).name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

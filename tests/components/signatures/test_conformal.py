@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.config import Config
-from components.evaluation.test_scores import score_test_images
+from components.evaluation.stream_scores import read_stream_scores
 from components.signatures.conformal import Calibration
 
 DISTRIBUTIONS = {
@@ -36,7 +36,7 @@ def test_coverage_is_what_was_promised(name: str, held_out: int, epsilon: float)
 
 def test_coverage_on_real_embeddings(learned: Path, config: Config) -> None:
     """Random halves of a task's images that the mixture was not fitted on: exchangeable, so the promise holds."""
-    scored = score_test_images(learned, config)
+    scored = read_stream_scores(learned, config)
     rng, epsilon = np.random.default_rng(0), 0.2
     support = scored.signatures[0].support
     scores = support.mixture.log_density(scored.h0[scored.task == 0])

@@ -172,7 +172,7 @@ def test_own_tasks(fresh: Project, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "task mine follows second: 2 classes, 2 images" in shown
     assert "intaglio run" in shown
     assert run_command(["task", "list"]) == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["1", "first"],
         ["2", "second"],
         ["3", "mine"],

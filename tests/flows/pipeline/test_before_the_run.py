@@ -136,7 +136,7 @@ def test_the_run_lock_is_taken_once_and_stale_files_are_no_lock(tmp_path: Path) 
 
 def test_a_project_that_was_never_published_is_not_up_to_date(done: Project) -> None:
     with prepared(done.root) as project:
-        assert project.changed == frozenset()
+        assert project.plan.to_run == frozenset()
         assert summary_if_up_to_date(project) is None
         (done.root / "mlruns" / "mlflow.db").unlink()
         assert summary_if_up_to_date(project) is None

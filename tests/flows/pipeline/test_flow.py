@@ -45,7 +45,7 @@ def test_everything_once_and_then_nothing(fresh: Project, capsys: pytest.Capture
     assert summary.decision is not None
     assert summary.decision.verdict == "promoted"
     shown = capsys.readouterr().out
-    assert "[ 0/13 done" in shown
+    assert "[ 0/15 done" in shown
     assert "    evaluate | evaluate: begins" in shown
     assert "report      reports/report.html" in shown
     before = state(fresh)

@@ -10,7 +10,7 @@ from synthetic import Project
 
 from components.errors import IntaglioError, TransientError
 from flows.pipeline.stage_scheduler import StageScheduler
-from flows.planning.dag import Dag, Stage, changed_stages, read_dag
+from flows.planning.dag import Dag, Stage, StageStatus, read_dag, stage_status
 from flows.settings import stage_environment
 from tests.flows.pipeline.test_stage_process import wait_for
 
@@ -24,7 +24,7 @@ def chain(*names: str) -> Dag:
 def test_stages_come_after_what_they_read(fresh: Project) -> None:
     dag = read_dag(fresh.root)
     names = [stage.name for stage in dag.stages]
-    assert len(names) == 13
+    assert len(names) == 15
     for stage in dag.stages:
         assert all(names.index(name) < names.index(stage.name) for name in stage.upstream)
     finetune = next(stage for stage in dag.stages if stage.name == "finetune@second")
@@ -35,9 +35,10 @@ def test_stages_come_after_what_they_read(fresh: Project) -> None:
 
 
 def test_changes_follow_what_dvc_says(done: Project) -> None:
-    assert changed_stages(done.root) == frozenset()
+    assert stage_status(done.root) == {}
     done.measure('{"accuracy_final": 0.7}')
-    assert changed_stages(done.root) == {"evaluate"}
+    (status,) = stage_status(done.root).items()
+    assert status == ("evaluate", StageStatus({"measured.json": "modified"}, (), {}, False))
 
 
 def test_a_broken_dvc_yaml_is_one_line(fresh: Project) -> None:
@@ -47,7 +48,7 @@ def test_a_broken_dvc_yaml_is_one_line(fresh: Project) -> None:
     assert str(caught.value).startswith(f"{fresh.root / 'dvc.yaml'}: ")
     assert "\n" not in str(caught.value)
     with pytest.raises(IntaglioError, match="dvc status failed"):
-        changed_stages(fresh.root)
+        stage_status(fresh.root)
 
 
 def test_the_most_urgent_stage_starts_first() -> None:
@@ -81,8 +82,8 @@ def test_no_more_stages_than_workers() -> None:
     ]
 
 
-def test_only_changed_stages_and_those_downstream_are_looked_at() -> None:
-    scheduler = StageScheduler(chain("a", "b", "c"), {"b", "not a stage.dvc"}, workers=2)
+def test_only_the_stages_of_the_plan_are_looked_at() -> None:
+    scheduler = StageScheduler(chain("a", "b", "c"), {"b", "c", "not a stage.dvc"}, workers=2)
     assert scheduler.outcomes == {"a": "up to date"}
     stage = scheduler.next_stage()
     assert stage is not None
@@ -94,7 +95,7 @@ def test_only_changed_stages_and_those_downstream_are_looked_at() -> None:
 
 def test_what_waits_for_a_failed_stage_never_starts() -> None:
     dag = Dag((*chain("a", "b", "c").stages, Stage("free", frozenset())))
-    scheduler = StageScheduler(dag, {"a", "free"}, workers=1)
+    scheduler = StageScheduler(dag, {"a", "b", "c", "free"}, workers=1)
     assert scheduler.next_stage() is not None
     scheduler.failed("a", IntaglioError("a: broken"))
     stage = scheduler.next_stage()
@@ -115,8 +116,8 @@ def test_where_another_dvc_works_for_long_the_question_ends_with_one_line(done: 
         wait_for(done.root / "alive")
         try:
             with pytest.raises(TransientError, match="another DVC process"):
-                changed_stages(done.root, patience=0.0)
+                stage_status(done.root, patience=0.0)
         finally:
             (done.root / "go").touch()
     assert other.returncode == 0
-    assert changed_stages(done.root) == frozenset()
+    assert stage_status(done.root) == {}

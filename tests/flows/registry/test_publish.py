@@ -52,6 +52,7 @@ def test_a_parent_and_a_child_per_task(done: Project) -> None:
     child = children["second"]
     assert child.data.tags["mlflow.parentRunId"] == publication.run_id
     assert child.data.tags["data_sha256"] == sha256_file(done.root / "data/manifests/second.parquet")
+    assert child.data.tags["card_sha256"] == sha256_file(done.root / "models/records/second/card.json")
     assert child.data.tags["validation_success"] == "true"
     assert child.data.params["previous"] == "first"
     assert child.data.metrics["val_accuracy"] == 0.9
@@ -64,8 +65,21 @@ def test_a_parent_and_a_child_per_task(done: Project) -> None:
         "signature/signature.json",
         "signature/centroids.safetensors",
         "centroids/centroids.safetensors",
-        "validation/result.json",
+        "card.json",
     }
+
+
+def test_a_task_that_did_not_change_keeps_its_run_and_gets_a_step(done: Project) -> None:
+    client, config = connect(done.root), load_config(done.root / "params.yaml")
+    first = publish(client, done.root, config)
+    done.measure('{"accuracy_final": 0.7}')
+    done.dvc("repro", "-q")
+    second = publish(client, done.root, config)
+    assert second.run_id != first.run_id
+    runs = of_kind(client, done.root, TASK_KIND)
+    assert sorted(run.data.tags["task"] for run in runs) == ["first", "second"]
+    history = client.get_metric_history(runs[0].info.run_id, "retrieval_accuracy")
+    assert [point.step for point in history] == [2, 2]
 
 
 def test_publishing_twice_changes_nothing(done: Project) -> None:

@@ -114,7 +114,6 @@ def test_what_will_not_do_leaves_params_alone(root: Path, tmp_path: Path) -> Non
         ("birds", root / "data" / "raw" / "x", "rewritten by the stage `fetch`"),
         ("birds", tmp_path, "holds the project itself"),
         ("birds", good, "already the folder of task 'taken'"),
-        ("birds", one, r"one class folder \(only\)"),
         ("birds", empty, "no images in class c"),
         ("birds", mixed, "split folders .* stand beside other folders"),
     ]:

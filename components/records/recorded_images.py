@@ -18,7 +18,7 @@ from components.arrays import Arrays, Embeddings, Labels, Mask, Matrix
 
 
 @dataclass(frozen=True)
-class TestImages:
+class RecordedImages:
     """The n test images of one task.
 
     Attributes:
@@ -26,12 +26,10 @@ class TestImages:
         names: paths relative to the folder that they came from, posix.
         digests: hex sha256.
         labels: (n,) int64, places among the task's C classes.
-        h0: (n, d) float32, with the digits of float16.
+        h0: (n, d) float32.
         logits: discriminants of the task's own classifier, (n, C) float64, with the digits of float32.
         frozen_correct: whether LDA on the frozen part of h_0 is right where the task is given, (n,) bool.
     """
-
-    __test__ = False  # no test case, whatever pytest thinks of the name
 
     task: str
     names: tuple[str, ...]
@@ -48,14 +46,14 @@ class TestImages:
     def to_arrays(self) -> Arrays:
         """Return the arrays of a safetensors file."""
         logits: NDArray[Any] = self.logits.astype(np.float32)
-        return {"h0": self.h0.astype(np.float16), "logits": logits, "frozen_correct": self.frozen_correct}
+        return {"h0": self.h0, "logits": logits, "frozen_correct": self.frozen_correct}
 
     def to_table(self) -> pd.DataFrame:
         """Return the table beside the arrays, a row for each image."""
         return pd.DataFrame({"path": self.names, "sha256": self.digests, "label": self.labels})
 
     @classmethod
-    def of_files(cls, task: str, table: pd.DataFrame, arrays: Mapping[str, NDArray[Any]]) -> TestImages:
+    def of_files(cls, task: str, table: pd.DataFrame, arrays: Mapping[str, NDArray[Any]]) -> RecordedImages:
         """Read what `to_table` and `to_arrays` returned.
 
         Args:
@@ -68,7 +66,7 @@ class TestImages:
             tuple(table["path"]),
             tuple(table["sha256"]),
             table["label"].to_numpy(np.int64),
-            arrays["h0"].astype(np.float32),
+            arrays["h0"],
             arrays["logits"].astype(np.float64),
             arrays["frozen_correct"],
         )
