@@ -6,14 +6,11 @@ are read where they are. So there is one dvc.yaml, one params.yaml and so on, an
 
 from __future__ import annotations
 
-import io
-from functools import cache
 from pathlib import Path
-
-from ruamel.yaml import YAML
 
 from components.config import BASE
 from components.errors import IntaglioError
+from flows.tasks.params_file import ParamsText
 
 DVC_YAML, PARAMS, MLRUNS = "dvc.yaml", "params.yaml", "mlruns/.gitignore"
 # Path in a project and in the repository -> name below template/ in the wheel.
@@ -27,12 +24,10 @@ PACKAGED = {
     DVC_YAML: DVC_YAML,  # last: it makes the folder a project
 }
 UNNAMED = "first"  # embedding.shared until the first task, which is shared, gives its name
-_NULL = "tag:yaml.org,2002:null"
 
 
-@cache
-def template_text(path: str) -> str:
-    """Return the text of a file that a project begins with.
+def template_path(path: str) -> Path:
+    """Return where a file that a project begins with lies in this installation.
 
     Raises:
         IntaglioError: neither the wheel nor the source tree has it.
@@ -40,8 +35,17 @@ def template_text(path: str) -> str:
     here = Path(__file__).parent
     for place in (here / "template" / PACKAGED[path], here.parents[1] / path):
         if place.is_file():
-            return place.read_text()
+            return place
     raise IntaglioError(f"{here}: the installation lacks {path}; install intaglio again")
+
+
+def template_text(path: str) -> str:
+    """Return the text of a file that a project begins with.
+
+    Raises:
+        IntaglioError: the installation lacks it.
+    """
+    return template_path(path).read_text()
 
 
 def new_params(default_stream: bool) -> str:
@@ -53,27 +57,18 @@ def new_params(default_stream: bool) -> str:
     Raises:
         IntaglioError: the source tree's own params.yaml no longer has the default stream.
     """
-    text = template_text(PARAMS)
-    yaml = YAML()  # the round-trip kind: comments, order and quotes survive
-    yaml.preserve_quotes = True
-    yaml.width = 2**16  # never wrap a line that was not wrapped
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
-    document = yaml.load(text)
-    stream, fetched = document["stream"], document["fetch"]["tasks"]
+    params = ParamsText(template_path(PARAMS))
+    stream, fetch, embedding = params.section("stream"), params.section("fetch"), params.section("embedding")
     if default_stream:
-        if list(stream) != ["tasks"] or list(stream["tasks"]) != list(fetched):
+        if any(stream[key] for key in stream if key != "tasks") or list(stream["tasks"]) != list(fetch["tasks"]):
             raise IntaglioError(
-                f"{Path(__file__).parents[2] / PARAMS}: has other tasks than the default stream; "
-                "`git stash` them, or leave out --default-stream"
+                f"{params.path}: has other tasks than the default stream; `git stash` them, or leave out "
+                "--default-stream"
             )
-        return text
-    for key in list(stream):
-        if key != "tasks":
-            del stream[key]
-    stream["tasks"] = {}
-    document["fetch"]["tasks"] = []
-    if document["embedding"]["shared"] != BASE:
-        document["embedding"]["shared"] = UNNAMED
-    buffer = io.StringIO()
-    yaml.dump(document, buffer)
-    return buffer.getvalue()
+        return template_text(PARAMS)
+    for key in stream:
+        stream[key] = type(stream[key])()
+    fetch["tasks"] = []
+    if embedding["shared"] != BASE:
+        embedding["shared"] = UNNAMED
+    return params.text()

@@ -151,18 +151,15 @@ def test_the_wheel_carries_every_file(tmp_path: Path, monkeypatch: pytest.Monkey
     (installed / "template").mkdir(parents=True)
     (installed / "template" / "gitignore").write_text("installed\n")
     monkeypatch.setattr(template_files, "__file__", str(installed / "template_files.py"))
-    template_text.cache_clear()
-    try:
-        assert template_text(".gitignore") == "installed\n"
-        with pytest.raises(IntaglioError, match=r"the installation lacks dvc\.yaml"):
-            template_text("dvc.yaml")
-    finally:
-        template_text.cache_clear()
+    assert template_text(".gitignore") == "installed\n"
+    with pytest.raises(IntaglioError, match=r"the installation lacks dvc\.yaml"):
+        template_text("dvc.yaml")
 
 
-def test_a_clone_with_tasks_of_its_own_has_no_default_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = template_text("params.yaml") + "    mine: {folder: /images, previous: pixels}\n"
-    monkeypatch.setattr(template_files, "template_text", lambda _: changed)
+def test_a_clone_with_tasks_of_its_own_has_no_default_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = template_text("params.yaml").replace("  tasks:\n", "  tasks:\n    mine: {folder: /x, previous: emoji}\n")
+    (tmp_path / "params.yaml").write_text(changed)
+    monkeypatch.setattr(template_files, "template_path", lambda name: tmp_path / name)
     with pytest.raises(IntaglioError, match="has other tasks than the default stream"):
         new_params(True)
     assert "mine" not in new_params(False)
