@@ -14,6 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from components.config import Config
 from components.errors import (
     ABANDONED,
@@ -67,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise IntaglioError(f"params.yaml has no {kind} {given.task!r}; it has {', '.join(known) or 'none'}")
         _check_revision(given.stage, given.revision)
         _run(config, given.stage, *([given.task] if given.task else []))
+        _check_unchanged(config, given.stage)
     except PeersLostError:
         return ABANDONED
     except TransientError as error:
@@ -91,6 +94,28 @@ def _check_revision(stage: str, given: int | None) -> None:
             f"dvc.yaml names revision {given} of the stage {stage}, the software has {REVISIONS[stage]}; "
             "run `intaglio init --upgrade .` for the dvc.yaml of this version"
         )
+
+
+def _check_unchanged(before: Config, stage: str) -> None:
+    """Refuse a result beside settings that changed meanwhile: DVC records those that it finds afterwards.
+
+    Raises:
+        TransientError: params.yaml changed in a section that dvc.yaml declares for the stage.
+    """
+    now = load_config()
+    if changed := [name for name in _declared_sections(stage) if getattr(now, name) != getattr(before, name)]:
+        raise TransientError(
+            f"params.yaml changed in {', '.join(changed)} while the stage {stage} ran; it runs once more with that"
+        )
+
+
+def _declared_sections(stage: str) -> set[str]:
+    """Return the sections of params.yaml that a stage of dvc.yaml depends on."""
+    try:
+        entry = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"][stage]
+    except FileNotFoundError:  # run by hand, where nothing is recorded
+        return set()
+    return {str(name).partition(".")[0] for name in entry.get("do", entry).get("params", [])}
 
 
 def _run(config: Config, stage: str, *task: str) -> None:

@@ -11,16 +11,17 @@ import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from components.config import Config
-from components.data.image_folder import read_image_folder
+from components.data.image_folder import ImageFolder, read_image_folder
 from components.data.images import ImageFacts, Limits, probe
 from components.data.task_data import SPLITS, manifest_path
-from components.errors import IntaglioError
+from components.errors import IntaglioError, TransientError
 from components.io import write_table
 
 COLUMNS = ("path", "label", "split", "sha256", "bytes", "width", "height", "mode", "format", "readable", "error")
@@ -57,20 +58,34 @@ def manifest_of(folder: Path, config: Config, what: str) -> pd.DataFrame:
 
     Raises:
         IntaglioError: the folder breaks a rule.
+        TransientError: its images changed meanwhile, so that DVC would record others than were read.
     """
     found = read_image_folder(folder)
+    before = _stamps(folder, found)
     print(f"{what}: {found.summary} in {folder}", flush=True)
     facts = _probe_all(what, [folder / image.path for image in found.images], Limits.of(config.data))
     table = pd.DataFrame(
         asdict(image) | {"split": image.split or "train"} | asdict(fact)
         for image, fact in zip(found.images, facts, strict=True)
     )
+    if _stamps(folder, read_image_folder(folder)) != before:
+        raise TransientError(f"{folder}: its images changed while they were read; they are read once more")
     missing = {split: fraction for split, fraction in _fractions(config).items() if split not in found.splits}
     table["split"] = _carved(table, missing, config.seed)
     table = table[list(COLUMNS)].sort_values("path", ignore_index=True)
     counts = table["split"].value_counts()
     print(f"{what}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS), flush=True)
     return table
+
+
+def _stamps(folder: Path, found: ImageFolder) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of each image; one that is gone is left out."""
+    stamps = {}
+    for image in found.images:
+        with suppress(OSError):
+            known = (folder / image.path).stat()
+            stamps[image.path] = known.st_size, known.st_mtime_ns
+    return stamps
 
 
 def assign_splits(label: str, digests: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:

@@ -64,6 +64,7 @@ def add_task(
     """
     params = params or root / "params.yaml"
     config = load_config(params, empty=True)
+    first = first or not config.chain
     folder = folder.resolve()
     check_name(root, params, config, name, first)
     check_folder(root, Stream(tasks={}) if first else config.stream, folder)

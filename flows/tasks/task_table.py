@@ -48,7 +48,7 @@ class TaskRow:
 
 def task_rows(root: Path) -> list[TaskRow]:
     """Describe every task of the chain, in order of arrival."""
-    config = load_config(root / "params.yaml")
+    config = load_config(root / "params.yaml", empty=True)
     learned, measured = frozenset(learned_tasks(root, config)), _measured(root)
     return [_row(root, config, place, learned, measured) for place in range(len(config.chain))]
 
@@ -78,7 +78,7 @@ def task_facts(root: Path, task: str) -> dict[str, Any]:
     Raises:
         IntaglioError: there is no such task.
     """
-    config = load_config(root / "params.yaml")
+    config = load_config(root / "params.yaml", empty=True)
     if task not in config.chain:
         raise IntaglioError(f"task {task!r}: not in {root / 'params.yaml'}; it has {', '.join(config.chain)}")
     card = _card(root, config, task)

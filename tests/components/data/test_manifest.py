@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.config import Config, Stream, Task
-from components.data import expectations
+from components.data import expectations, images
 from components.data.image_folder import read_image_folder
-from components.data.manifest import COLUMNS, assign_splits, ingest
+from components.data.images import ImageFacts, Limits
+from components.data.manifest import COLUMNS, assign_splits, ingest, manifest_of
 from components.data.task_data import SPLITS, read_manifest, split_of
-from components.errors import IntaglioError
+from components.errors import IntaglioError, TransientError
 from components.io import sha256_file
 from components.params import load_config
 
@@ -232,3 +233,19 @@ def test_classes_and_seeds_are_drawn_apart() -> None:
     images = digests(set(range(100)))
     assert assign_splits("cat", images, FRACTIONS, 0) != assign_splits("dog", images, FRACTIONS, 0)
     assert assign_splits("cat", images, FRACTIONS, 0) != assign_splits("cat", images, FRACTIONS, 1)
+
+
+def test_images_that_change_while_they_are_read_are_read_once_more(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC hashes the folder after the stage: it would record an image that the manifest lacks."""
+    folder = build(tmp_path / "pets", ACCEPTED["classes"])
+    probe = images.probe
+
+    def slow(path: Path, limits: Limits) -> ImageFacts:
+        (folder / "cat" / "late.png").write_bytes(path.read_bytes())
+        return probe(path, limits)
+
+    monkeypatch.setattr("components.data.manifest.probe", slow)
+    with pytest.raises(TransientError, match="its images changed while they were read"):
+        manifest_of(folder, config, "ingest pets")
