@@ -88,6 +88,27 @@ def train(
 
 
 @bench.command()
+def rules(report: JsonReport) -> None:
+    """Compare the retrieval rules on this project's test images, the paper's included, with the same modules.
+
+    Tasks whose images are gone are left out and named.
+    """
+    from components.bench.rules import compare_rules
+    from components.io import write_json
+    from components.params import load_config
+    from flows.settings import find_root
+
+    root = find_root()
+    found = compare_rules(root, load_config(root / "params.yaml"))
+    write_json(report, found)
+    for row in found["rows"]:
+        accuracy, retrieval = row["accuracy_final"], row["retrieval_accuracy"]
+        print(f"{row['rule']:<7} {row['prediction']}: accuracy {accuracy:.3f}, retrieval {retrieval:.3f}")
+    if found["left_out"]:
+        print(f"left out, their images are gone: {', '.join(found['left_out'])}")
+
+
+@bench.command()
 def serve(
     report: JsonReport,
     bundle: Bundle = None,

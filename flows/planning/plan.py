@@ -21,6 +21,7 @@ from flows.durations import duration
 from flows.lock_file import LockFile, flat
 from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
 from flows.planning.timings import expected_seconds
+from flows.tasks.dvc_files import left_by
 
 LEARNING = ("ingest", "validate", "finetune")  # the stages that make a task what was learned
 _NAMED = 3  # settings in a line
@@ -85,6 +86,7 @@ def make_plan(root: Path, config: Config, retrain: Collection[str] = ()) -> Plan
     names = {stage.name for stage in dag.stages}
     looked_at = {name: own for name, own in status.items() if name in names}
     _check_backbone(root, config, lock, looked_at, retrain)
+    _check_what_tasks_left(root, config, lock)
     protected = _Protected(root, config, lock, looked_at, frozenset(retrain))
     kept = {name for name in names if protected.keeps(name)}
     changed = looked_at.keys() - kept
@@ -188,6 +190,27 @@ def _check_retrain(config: Config, lock: LockFile, retrain: Collection[str]) -> 
                 f"--retrain {name}: the modules of {', '.join(missing)} rest on its module and would be trained again "
                 f"too: `intaglio run {words}`; or `intaglio task retrain {name}`, which changes no other module"
             )
+
+
+def _check_what_tasks_left(root: Path, config: Config, lock: LockFile) -> None:
+    """Refuse to go on where something that a task left is neither there nor in DVC's cache, as in a fresh clone.
+
+    Args:
+        root: the project's folder.
+        config: its params.yaml.
+        lock: its dvc.lock.
+    """
+    archived = [path for task in config.stream.archived for path in left_by(config, task)]
+    missing = [path for path in archived if not (root / path).exists()]
+    stages = [f"{kind}@{task}" for task in config.stream.tasks for kind in ("finetune", *OF_IMAGES)]
+    for stage in (*stages, *(f"update@{name}" for name in config.stream.updates)):
+        outs = {path: str(out.get("md5", "")) for path, out in lock.outs(stage).items() if path.startswith("models/")}
+        missing += [path for path, md5 in outs.items() if not (root / path).exists() and not _in_cache(root, md5)]
+    if missing:
+        raise IntaglioError(
+            f"{root}: {', '.join(missing[:_NAMED])}{' and more' if len(missing) > _NAMED else ''}: tasks left it, but it "
+            "is neither here nor in DVC's cache; `dvc pull` fetches it from the project's remote"
+        )
 
 
 def _check_backbone(
