@@ -208,8 +208,8 @@ def _check_what_tasks_left(root: Path, config: Config, lock: LockFile) -> None:
         missing += [path for path, md5 in outs.items() if not (root / path).exists() and not _in_cache(root, md5)]
     if missing:
         raise IntaglioError(
-            f"{root}: {', '.join(missing[:_NAMED])}{' and more' if len(missing) > _NAMED else ''}: tasks left it, but it "
-            "is neither here nor in DVC's cache; `dvc pull` fetches it from the project's remote"
+            f"{root}: {', '.join(missing[:_NAMED])}{' and more' if len(missing) > _NAMED else ''}: left by tasks, but "
+            "neither here nor in DVC's cache; `dvc pull` fetches it from the project's remote"
         )
 
 
