@@ -56,3 +56,8 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(tree, Mapping):
         return [(prefix, list(tree) if isinstance(tree, tuple) else tree)]
     return [pair for key, value in tree.items() for pair in flat(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def in_cache(root: Path, md5: str) -> bool:
+    """Return whether DVC's cache has what a hash of dvc.lock names; "" names nothing."""
+    return bool(md5) and (root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists()

@@ -1,7 +1,7 @@
 """Every retrieval rule and kind of prediction beside each other, on the test images that are there.
 
-All have the same modules. The paper's rule and the prediction `soft` need each image under each module, so their cost
-grows with the square of the number of tasks, and they need pictures. Tasks whose images are gone are left out and named.
+All have the same modules. The paper's rule and the prediction `soft` need each image under each module. So they need
+pictures, and their cost grows with the square of the number of tasks. Tasks whose images are gone are left out.
 """
 
 from __future__ import annotations

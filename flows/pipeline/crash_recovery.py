@@ -20,8 +20,8 @@ from flows.settings import scratch_folder
 
 _OUTPUT_FOLDERS = ("data", "models", "reports")
 _OF_A_TASK = (  # what a task or an update leaves, under its name
-    *("data/manifests/*.parquet", "data/index/*.parquet", "reports/finetune/*.json", "reports/finetune/*.csv"),
-    *("reports/validation/*/", "models/modules/*/", "models/signatures/*/", "models/records/*/"),
+    *("data/manifests/*.parquet", "data/index/*.parquet", "reports/validation/*/"),
+    *("models/modules/*/", "models/signatures/*/", "models/records/*/"),
 )
 _TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")  # as DVC names what it writes before it takes its place
 _ENTRY = re.compile(r"^  \S.*:$", re.MULTILINE)  # a stage's first line in dvc.lock
@@ -42,20 +42,22 @@ def recover(root: Path) -> None:
 
 
 def forget_dropped_tasks(root: Path, config: Config) -> None:
-    """Remove what tasks left that params.yaml does not name any more, and archive files of tasks that are not archived.
+    """Remove what tasks left that params.yaml does not name any more, and archive files of tasks that have stages.
 
     Evaluate, report and bundle read folders whole, and would run for nothing, or answer with a dropped task. A kill in
     `intaglio task archive` leaves a file that tracks what a stage still writes, which DVC refuses.
-    A task that comes back gets what it left from DVC's cache.
+    A task that comes back gets what it left from DVC's cache. The figures of its training are not in there, and stay.
     """
+    archived = {path.stem for path in (root / "archived").glob("*.dvc")}  # of lost lines too: only they know
     kept = {BASE, *config.chain, *config.updates}
     for pattern in _OF_A_TASK:
         for path in root.glob(pattern):
             name = path.name if path.is_dir() else path.stem
-            if name not in kept and not name.startswith("."):
+            known = name in kept or name.partition(".")[0] in archived or name.startswith(".")
+            if not known:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in (root / "archived").glob("*.dvc"):
-        if path.stem not in config.stream.archived:
+        if path.stem in config.stream.tasks:
             path.unlink()
 
 

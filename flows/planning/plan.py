@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 from components.config import Config
-from components.data.folder_changes import folder_changes
-from components.data.task_data import read_manifest
 from components.errors import IntaglioError
 from flows.durations import duration
-from flows.lock_file import LockFile, flat
+from flows.lock_file import LockFile, in_cache
 from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
+from flows.planning.reasons import changed_settings, reason_of
 from flows.planning.timings import expected_seconds
 from flows.tasks.dvc_files import left_by
 
 LEARNING = ("ingest", "validate", "finetune")  # the stages that make a task what was learned
-_NAMED = 3  # settings in a line
-_NONE = object()
+_NAMED = 3  # files in a line
 OF_IMAGES = ("signature", "record")  # stages of a task that read its images, and train nothing
 
 
@@ -90,7 +86,7 @@ def make_plan(root: Path, config: Config, retrain: Collection[str] = ()) -> Plan
     protected = _Protected(root, config, lock, looked_at, frozenset(retrain))
     kept = {name for name in names if protected.keeps(name)}
     changed = looked_at.keys() - kept
-    reasons = {name: _reason(root, config, lock, name, looked_at[name]) for name in changed}
+    reasons = {name: reason_of(root, config, lock, name, looked_at[name]) for name in changed}
     to_run = frozenset((changed | dag.downstream(changed)) - kept)
     return Plan(root, dag, to_run, reasons, dict(protected.explained()))
 
@@ -143,18 +139,19 @@ class _Protected:
                 yield task, f"{words}; `intaglio run --retrain {task}` would train it again"
         for name, update in self.config.stream.updates.items():
             if self._waits(stage := f"update@{name}") and (self.root / update.folder).is_dir():
-                reason = _reason(self.root, self.config, self.lock, stage, self.status[stage])
+                reason = reason_of(self.root, self.config, self.lock, stage, self.status[stage])
                 yield name, f"{reason}; more images are another update: `intaglio task update {update.task} FOLDER`"
 
     def _waits(self, stage: str) -> bool:
         """Return whether a stage is kept back that has something new to read."""
-        return stage in self.status and self.status[stage].inputs_changed and self.keeps(stage)
+        status = self.status.get(stage)
+        return status is not None and status.inputs_changed and not self._can_be_restored(stage) and self.keeps(stage)
 
     def _words(self, task: str, changed: list[str]) -> str:
         """Say what changed; "" where only the images are gone, which needs no word."""
         folder = self.root / self.config.task(task).folder
         reasons = [
-            _reason(self.root, self.config, self.lock, stage, self.status[stage])
+            reason_of(self.root, self.config, self.lock, stage, self.status[stage])
             for stage in changed
             if folder.is_dir() or not stage.startswith("ingest@") or self.status[stage].params
         ]
@@ -163,19 +160,27 @@ class _Protected:
         return "; ".join(dict.fromkeys(reasons)) + follow
 
     def _can_be_restored(self, stage: str) -> bool:
-        """Return whether only outputs of a stage are missing, and DVC's cache has them all."""
+        """Return whether nothing is wrong with a stage but files that are missing, and DVC's cache has them all."""
         status = self.status.get(stage)
-        if status is None or status.inputs_changed:
+        if status is None or status.params or status.command:
             return False
-        recorded = self.lock.outs(stage)
-        return all(_in_cache(self.root, str(recorded.get(path, {}).get("md5", ""))) for path in status.outs)
+        missing = [path for path, how in (*status.deps.items(), *status.outs.items()) if how == "deleted"]
+        changed = [how for how in status.deps.values() if how != "deleted"]
+        return not changed and all(self._is_cached(path) for path in [*missing, *status.outs])
+
+    def _is_cached(self, path: str) -> bool:
+        """Return whether DVC's cache has a file: as an output, or within a folder that is one."""
+        places = (path, *map(str, PurePosixPath(path).parents))
+        return any(in_cache(self.root, self._hashes.get(place, "")) for place in places)
+
+    @cached_property
+    def _hashes(self) -> Mapping[str, str]:
+        """Return the recorded hash of every output, by path."""
+        outs = [out for stage in self.lock.stages for out in self.lock.outs(stage).items()]
+        return {path: str(facts.get("md5", "")) for path, facts in outs}
 
     def _has_outs(self, stage: str) -> bool:
         return bool(self.lock.outs(stage)) and all((self.root / path).exists() for path in self.lock.outs(stage))
-
-
-def _in_cache(root: Path, md5: str) -> bool:
-    return bool(md5) and (root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists()
 
 
 def _check_retrain(config: Config, lock: LockFile, retrain: Collection[str]) -> None:
@@ -200,17 +205,28 @@ def _check_what_tasks_left(root: Path, config: Config, lock: LockFile) -> None:
         config: its params.yaml.
         lock: its dvc.lock.
     """
-    archived = [path for task in config.stream.archived for path in left_by(config, task)]
-    missing = [path for path in archived if not (root / path).exists()]
+    if missing := [*_missing_of_archived(root, config), *_missing_of_learned(root, config, lock)]:
+        named = f"{', '.join(missing[:_NAMED])}{' and more' if len(missing) > _NAMED else ''}"
+        raise IntaglioError(
+            f"{root}: {named}: left by tasks, but neither here nor in DVC's cache; `dvc pull` fetches it from the "
+            "project's remote"
+        )
+
+
+def _missing_of_archived(root: Path, config: Config) -> Iterator[str]:
+    for task in config.stream.archived:
+        # An update that came after the archiving has a stage of its own.
+        paths = [path for path in left_by(config, task) if Path(path).name not in config.stream.updates]
+        yield from (path for path in paths if not (root / path).exists())
+
+
+def _missing_of_learned(root: Path, config: Config, lock: LockFile) -> Iterator[str]:
     stages = [f"{kind}@{task}" for task in config.stream.tasks for kind in ("finetune", *OF_IMAGES)]
     for stage in (*stages, *(f"update@{name}" for name in config.stream.updates)):
-        outs = {path: str(out.get("md5", "")) for path, out in lock.outs(stage).items() if path.startswith("models/")}
-        missing += [path for path, md5 in outs.items() if not (root / path).exists() and not _in_cache(root, md5)]
-    if missing:
-        raise IntaglioError(
-            f"{root}: {', '.join(missing[:_NAMED])}{' and more' if len(missing) > _NAMED else ''}: left by tasks, but "
-            "neither here nor in DVC's cache; `dvc pull` fetches it from the project's remote"
-        )
+        for path, out in lock.outs(stage).items():
+            gone = path.startswith("models/") and not (root / path).exists()
+            if gone and not in_cache(root, str(out.get("md5", ""))):
+                yield path
 
 
 def _check_backbone(
@@ -229,75 +245,8 @@ def _check_backbone(
     if "backbone" not in lock.stages or "backbone" not in status or not status["backbone"].params:
         return
     if bound := [task for task in learned if task not in retrain]:
-        words = _changed_settings(root, lock, "backbone", status["backbone"].params)
+        words = changed_settings(root, lock, "backbone", status["backbone"].params)
         raise IntaglioError(
             f"params.yaml: {words}, but {', '.join(bound)} {'was' if len(bound) == 1 else 'were'} learned on the "
             "backbone as it was; put the setting back, or name them all with --retrain"
         )
-
-
-def _reason(root: Path, config: Config, lock: LockFile, stage: str, status: StageStatus) -> str:
-    """Say in words why DVC calls a stage changed.
-
-    Args:
-        root: the project's folder.
-        config: its params.yaml.
-        lock: its dvc.lock.
-        stage: its name.
-        status: what DVC says of it.
-    """
-    if stage not in lock.stages:
-        return "has not run yet"
-    kind, _, name = stage.partition("@")
-    parts = []
-    if kind in ("ingest", "update") and status.deps:
-        folder = config.task(name).folder if kind == "ingest" else config.updates[name].folder
-        parts += _folder_words(root, folder, name, status) if folder in status.deps else []
-        parts += [f"{path} {how}" for path, how in status.deps.items() if path != folder]
-    else:
-        parts += [f"{path} {how}" for path, how in status.deps.items()]
-    if status.params:
-        parts.append(_changed_settings(root, lock, stage, status.params))
-    if status.command:
-        parts.append("a new revision of the stage")
-    parts += [f"{path} {how}" for path, how in status.outs.items() if not parts]
-    return ", ".join(parts) or "changed"
-
-
-def _folder_words(root: Path, folder: str, name: str, status: StageStatus) -> list[str]:
-    if not (root / folder).is_dir():
-        return [f"{folder} is gone"]
-    try:
-        lines = folder_changes(root / folder, read_manifest(root, name)).lines
-    except IntaglioError as error:  # the folder breaks a rule now, or its manifest is missing
-        return [f"{folder}: {error}"]
-    return lines or [f"{folder}: {status.deps[folder]}, but no image of it"]
-
-
-def _changed_settings(root: Path, lock: LockFile, stage: str, sections: Collection[str]) -> str:
-    """Name the settings that differ from those of the last run, with both values; of the stream, its tasks.
-
-    Args:
-        root: the project's folder.
-        lock: its dvc.lock.
-        stage: its name.
-        sections: of params.yaml that DVC calls changed.
-    """
-    before, now = lock.params(stage), dict(flat(YAML(typ="safe").load((root / "params.yaml").read_text())))
-    inside = [name for name in (*now, *before) if any(name == own or name.startswith(f"{own}.") for own in sections)]
-    words = dict.fromkeys(
-        _setting_words(name, before, now) for name in inside if before.get(name, _NONE) != now.get(name, _NONE)
-    )
-    named = [*words][:_NAMED]
-    return ", ".join(named) + (f" and {len(words) - _NAMED} more" if len(words) > _NAMED else "") or "settings"
-
-
-def _setting_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    section, _, rest = name.partition(".")
-    if section == "stream" and rest.count("."):
-        name = ".".join(name.split(".")[:3])  # an entry of the stream, not each of its keys
-        known = [any(one == name or one.startswith(f"{name}.") for one in values) for values in (before, now)]
-        return f"{name} {'changed' if all(known) else 'is new' if known[1] else 'is gone'}"
-    if name not in before:
-        return f"{name} is new"
-    return f"{name} from {before[name]} to {now[name]}" if name in now else f"{name} is gone"

@@ -187,7 +187,7 @@ def test_a_new_stream_asks_before_it_drops_what_was_learned(learned: Project) ->
     with pytest.raises(IntaglioError, match="'mat': a dropped task of this name left"):
         add_task(root, "mat", root / "images" / "mat")
     forget_dropped_tasks(root, load_config())
-    assert sorted(contents(root, *LEFT, "data/manifests", "reports/finetune", "reports/validation")) == [
+    assert sorted(contents(root, *LEFT, "data/manifests", "reports/validation")) == [
         "data/index/base.parquet",
         "models/modules/base/module.json",
     ]
