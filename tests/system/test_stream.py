@@ -36,6 +36,7 @@ def left_by_tasks(root: Path) -> dict[str, str]:
 
 
 def commit(root: Path) -> None:
+    (root / ".gitignore").write_text("mlruns/\n.intaglio/\n")
     for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "step"]):
         subprocess.run(["git", *command], cwd=root, check=True, capture_output=True)
 
@@ -130,7 +131,7 @@ def test_everything_works_after_all_images_are_gone(terminal: Terminal) -> None:
     assert "finetune@late" in ran(terminal.types("run"))
     after = left_by_tasks(root)
     assert {name: after[name] for name in before} == before
-    states = {row["task"]: row["state"] for row in json.loads(terminal.types("task", "list", "--json"))}
+    states = {row["name"]: row["state"] for row in json.loads(terminal.types("task", "list", "--json"))}
     assert states == {"pixels": "archived", "photos": "archived", "negatives": "archived", "late": "learned"}
 
 
