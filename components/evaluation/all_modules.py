@@ -80,7 +80,8 @@ def embed_under_all_modules(root: Path, config: Config, scores: StreamScores) ->
     files = find_images(root, config, scores)
     digests = [digest for images in scores.images for digest in images.digests]
     vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-    engine = MultiModuleViT.load(vit, root / "models/modules", scores.names, shared=BASE)
+    frozen = [signature.task for signature in scores.signatures if not signature.module]
+    engine = MultiModuleViT.load(vit, root / "models/modules", scores.names, shared=BASE, frozen=frozen)
     what = "every module"
     tokens, trunk = trunk_outputs(vit, files, digests, Limits.of(config.data), TrunkCache.of(root, config.cache), what)
     density = np.empty((len(files), len(scores.names)))

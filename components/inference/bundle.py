@@ -31,10 +31,12 @@ def write_bundle(root: Path, config: Config) -> None:
     signatures = [read_signature(root / "models/signatures", name) for name in generations.values()]
     with atomic_folder(root / "models/bundle") as folder:
         shutil.copytree(root / "models/backbone", folder / "backbone")
+        frozen = [signature.task for signature in signatures if not signature.module]
         for task, generation in generations.items():
-            _copy(root / "models/modules" / task, folder / "modules" / task, _MODULE)
+            if task not in frozen:
+                _copy(root / "models/modules" / task, folder / "modules" / task, _MODULE)
             _copy(root / "models/signatures" / generation, folder / "signatures" / task, _SIGNATURE)
-        if (shared := config.embedding.shared) not in (BASE, *generations):  # retired, but h_0 is seen under its module
+        if (shared := config.embedding.shared) not in (BASE, *(set(generations) - set(frozen))):  # h_0 is seen under it
             _copy(root / "models/modules" / shared, folder / "modules" / shared, _MODULE)
         write_arrays(folder / RETRIEVAL, TaskRetriever.fit(signatures, config.shortlist).to_arrays())
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -42,6 +44,7 @@ def write_bundle(root: Path, config: Config) -> None:
         index = {
             "tasks": {signature.task: signature.classes for signature in signatures},
             "order": list(config.tasks),
+            "frozen": frozen,
             "labels": {
                 signature.task: [config.label(signature.task, name) for name in signature.classes]
                 for signature in signatures

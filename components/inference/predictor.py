@@ -111,7 +111,9 @@ class Predictor:
         order: list[str] = index["order"]
         signatures = [bundle / "signatures" / task for task in order]
         return cls(
-            engine=MultiModuleViT.load(vit, bundle / "modules", order, cache_bytes, embedding.shared, sha256_of),
+            engine=MultiModuleViT.load(
+                vit, bundle / "modules", order, cache_bytes, embedding.shared, sha256_of, index.get("frozen", ())
+            ),
             # Bundles that were registered before labels could be joined or renamed have the classes' own names.
             tasks={task: tuple(index.get("labels", index["tasks"])[task]) for task in order},
             classifiers=tuple(read_classifier(folder) for folder in signatures),

@@ -8,9 +8,7 @@
 
     y = x W^T + (x A_past^T) diag(s) B_past^T + (x A_k^T) B_k^T
 
-V and U are orthonormal bases of the rows of A_past and of the columns of B_past. The projections make the new
-component orthogonal to the past, <B_k A_k, B_past D A_past>_F = 0 for every diagonal D, at every step and by
-construction (docs/explanation/method.md, section 1).
+The projections make the new component orthogonal to the past (components/modules/orthogonality.py).
 
 The gradient is written by hand. W and the past are constants, so a step costs two products with W (one where x needs
 no gradient) and thin ones with the factors, in which past and new component share a product.
@@ -31,7 +29,8 @@ from torch.nn import functional
 
 from components.arrays import Float32
 from components.config import Finetune
-from components.modules.low_rank import LINEAR_LAYERS, LowRank, Module, orthonormal_basis
+from components.modules.low_rank import LINEAR_LAYERS, LowRank, Module
+from components.modules.orthogonality import orthonormal_basis, outside
 from components.vision.backbone import Vit, multiplies_bfloat16
 
 
@@ -89,11 +88,6 @@ class _Product(torch.autograd.Function):
             outer[:, rank:] *= s
         dx = (dy @ weight).addmm_(outer, down) if ctx.needs_input_grad[0] else None
         return dx, None, None, outer[:, :rank].T @ x, inner[:, :rank].T @ dy, ds, None, None, None
-
-
-def outside(factor: Tensor, basis: Tensor) -> Tensor:
-    """Return a factor (r, n) without its part in the span of a basis V (n, q): F (I - V V^T), float32."""
-    return factor - (factor @ basis) @ basis.T if basis.shape[1] else factor
 
 
 class AdaptedLinear(nn.Module):

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,14 +79,6 @@ def truncate(update: LowRank, rank: int) -> tuple[LowRank, float]:
     error = float(np.linalg.norm(sigma[rank:])) / total if total > 0 else 0.0
     b, a = (q_b @ u[:, :rank]) * root, root[:, None] * (vt[:rank] @ q_a.T)
     return LowRank(b.astype(np.float32), a.astype(np.float32)), error
-
-
-def orthonormal_basis(columns: NDArray[Any]) -> Float32:
-    """Return an orthonormal basis (n, q) of the span of `columns` (n, m), by SVD, without directions of no energy."""
-    if columns.shape[1] == 0 or not columns.any():
-        return np.zeros((columns.shape[0], 0), dtype=np.float32)
-    u, sigma, _ = np.linalg.svd(columns.astype(np.float64), full_matrices=False)
-    return cast(Float32, u[:, sigma > sigma[0] * 1e-6].astype(np.float32))
 
 
 def read_past(folder: Path, previous: str, budget: int) -> dict[str, LowRank]:

@@ -12,7 +12,7 @@ PEFT. Only the modules in use are on the device, in slots of at most `cache_byte
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -100,6 +100,7 @@ class MultiModuleViT:
         tasks: their names; a task's number is its index here.
         slots: how many modules fit the device's memory at once.
         shared: name of the module under which h_0 is seen too; BASE: none.
+        frozen: numbers of the tasks that have no module: they see images as the frozen backbone does.
     """
 
     vit: Vit
@@ -107,6 +108,7 @@ class MultiModuleViT:
     tasks: tuple[str, ...]
     slots: int
     shared: str
+    frozen: frozenset[int]
     _layers: dict[str, _Adapted]
     _running: _Segments
     _slot_of: OrderedDict[int, int] = field(default_factory=OrderedDict)  # least recently used first
@@ -120,6 +122,7 @@ class MultiModuleViT:
         cache_bytes: int = CACHE_BYTES,
         shared: str = BASE,
         sha256_of: Callable[[Path], str] = sha256_file,
+        frozen: Collection[str] = (),
     ) -> MultiModuleViT:
         """Verify the modules, and put layers with slots for them into `vit.model`, which computes what it did before.
 
@@ -130,11 +133,12 @@ class MultiModuleViT:
             cache_bytes: of the slots' memory, at most; there is at least one slot.
             shared: name of the module under which h_0 is seen too, beside the frozen tail; BASE: none.
             sha256_of: hashes an adapter's file, which must be the one that was stored.
+            frozen: those of the tasks that have no module.
 
         Raises:
             IntaglioError: an adapter is missing, damaged, or belongs to another backbone.
         """
-        rank = max([_check(folder / task, vit, sha256_of) for task in tasks], default=0)
+        rank = max([_check(folder / task, vit, sha256_of) for task in tasks if task not in frozen], default=0)
         linears = {name: layer for name, layer in vit.model.named_modules() if _is_adapted(name, layer, vit)}
         width = sum(layer.in_features + layer.out_features for layer in linears.values())
         slots = min(len(tasks), max(1, cache_bytes // max(1, 4 * rank * width)))
@@ -142,7 +146,8 @@ class MultiModuleViT:
         layers = {name: _Adapted(layer, slots, rank, running) for name, layer in linears.items()}
         for name, layer in layers.items():
             vit.model.set_submodule(name, layer)
-        engine = cls(vit, folder, tuple(tasks), slots, shared, layers, running)
+        without = frozenset(number for number, task in enumerate(tasks) if task in frozen)
+        engine = cls(vit, folder, tuple(tasks), slots, shared, without, layers, running)
         if shared != BASE:
             _check(folder / shared, vit, sha256_of)
             engine._merge_shared()
@@ -205,8 +210,11 @@ class MultiModuleViT:
         """Yield passes over the tail: modules, and their rows (m,) in the modules' order.
 
         A module with MERGE_FROM rows or more has a pass of its own; others share passes, as many as there are slots.
+        The rows of all tasks without a module share one pass.
         """
-        numbers, counts = np.unique(tasks, return_counts=True)
+        if self.frozen and len(without := np.flatnonzero(np.isin(tasks, [*self.frozen]))):
+            yield (), without
+        numbers, counts = np.unique(tasks[~np.isin(tasks, [*self.frozen])], return_counts=True)
         rows = {int(number): np.flatnonzero(tasks == number) for number in numbers}
         for number in numbers[counts >= MERGE_FROM]:
             yield (int(number),), rows[int(number)]

@@ -12,6 +12,7 @@ from components.arrays import Embeddings
 from components.config import Config
 from components.data.images import Limits
 from components.modules.multi_module_vit import MultiModuleViT, embed_images
+from components.signatures.signature import Signature
 from components.vision.backbone import choose_device, load_vit
 from components.vision.trunk_cache import TrunkCache, trunk_outputs
 
@@ -33,20 +34,21 @@ class TaskEmbedder:
     task: str
 
     @classmethod
-    def load(cls, root: Path, config: Config, task: str) -> TaskEmbedder:
-        """Read the backbone, the task's module and the shared one.
+    def load(cls, root: Path, config: Config, signature: Signature) -> TaskEmbedder:
+        """Read the backbone, the task's module if it has one, and the shared one.
 
         Args:
             root: the project's folder.
             config: of the project.
-            task: its name.
+            signature: of the task.
 
         Raises:
             IntaglioError: an artefact is missing or damaged.
         """
         vit = load_vit(root / "models/backbone", config.backbone, config.embedding.depths, choose_device(config.device))
-        engine = MultiModuleViT.load(vit, root / "models/modules", [task], shared=config.embedding.shared)
-        return cls(engine, root, config, task)
+        task, modules, shared = signature.task, root / "models/modules", config.embedding.shared
+        frozen = () if signature.module else (task,)
+        return cls(MultiModuleViT.load(vit, modules, [task], shared=shared, frozen=frozen), root, config, task)
 
     @property
     def trunk_width(self) -> int:

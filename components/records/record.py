@@ -42,7 +42,7 @@ def record(root: Path, config: Config, task: str) -> None:
         IntaglioError: an artefact is missing or damaged, or an image is gone.
     """
     signature = read_signature(root / "models/signatures", task)
-    embedder = TaskEmbedder.load(root, config, task)
+    embedder = TaskEmbedder.load(root, config, signature)
     data = {split: TaskData.read(root, config, task, split) for split in SPLITS}
     z = {split: embedder.embed(own.paths, own.digests, f"record {task}: {split}") for split, own in data.items()}
     width, classes = embedder.engine.width(None), len(signature.classes)

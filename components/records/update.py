@@ -37,6 +37,7 @@ from components.signatures.mixture import Mixture
 from components.signatures.signature import Signature
 from components.signatures.storage import read_signature, write_signature
 from components.signatures.support import Support
+from components.signatures.without_module import fit_frozen_classifier
 
 
 def update(root: Path, config: Config, name: str) -> None:
@@ -59,14 +60,14 @@ def update(root: Path, config: Config, name: str) -> None:
         print(f"warning: {warning}", flush=True)
     new_classes = sorted(set(manifest["label"]) - set(signature.classes))
     classes = (*signature.classes, *new_classes)
-    embedder = TaskEmbedder.load(root, config, task)
+    embedder = TaskEmbedder.load(root, config, signature)
     data = {
         split: TaskData.of_manifest(manifest, task, root / settings.folder, split, classes=classes) for split in SPLITS
     }
     z = {split: embedder.embed(own.paths, own.digests, f"update {name}: {split}") for split, own in data.items()}
     width = embedder.engine.width(None)
     basis = _added(read_update_basis(root, before), data, z, len(classes), width)
-    head = read_head(root / "models/modules" / task)
+    head = read_head(root / "models/modules" / task) if signature.module else None
     changed = updated_signature(signature, basis, classes, head, embedder.trunk_width)
     old, new = read_record_of(root, before, task), judged(data["test"], z["test"], changed, embedder)
     write_table(manifest_path(root, name), manifest)
@@ -83,7 +84,7 @@ def update(root: Path, config: Config, name: str) -> None:
 
 
 def updated_signature(
-    signature: Signature, basis: UpdateBasis, classes: tuple[str, ...], head: Head, trunk_width: int
+    signature: Signature, basis: UpdateBasis, classes: tuple[str, ...], head: Head | None, trunk_width: int
 ) -> Signature:
     """Fit a signature anew from sums and held-out embeddings: equal to the fit on all images at once.
 
@@ -91,7 +92,7 @@ def updated_signature(
         signature: before the update; its mixtures stay, but for a component for each new class.
         basis: of all images together.
         classes: of the task, the known ones first.
-        head: that was trained with the module.
+        head: that was trained with the module; None where the task has none.
         trunk_width: width of the part of an embedding that no module changes.
 
     Raises:
@@ -121,7 +122,11 @@ def updated_signature(
         mixture=extended(signature.mixture, own),
         support=support(signature.support, width),
         trunk_support=support(signature.trunk_support, trunk_width) if signature.trunk_support else None,
-        classifier=fit_classifier_from_sums(own, val, head, trunk_width),
+        classifier=(
+            fit_classifier_from_sums(own, val, head, trunk_width)
+            if head
+            else fit_frozen_classifier(own, val, trunk_width, learn_val=True)
+        ),
     )
 
 

@@ -8,14 +8,15 @@ embedding h_k = [trunk's part | adapted part], or were fitted differently:
     1. discriminants on the adapted part           class means and covariance under the task's module
     2. the head of training on the adapted part    what gradient descent on the loss arrived at
     3. discriminants on the trunk's part           the same as 1, on the part that no module changes
+    4. discriminants on both parts together        what they say of each other; its weight is fixed
 
-In use a fourth classifier is averaged in: discriminants on the trunk's part with the covariance of all tasks so far
+In use a fifth classifier is averaged in: discriminants on the trunk's part with the covariance of all tasks so far
 (docs/explanation/method.md, section 5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -27,11 +28,13 @@ from components.arrays import Embeddings, Labels, Matrix, Vector
 from components.modules.low_rank import Head
 from components.signatures.class_sums import ClassSums
 from components.signatures.classifier import Classifier
-from components.signatures.statistics import subsample
+from components.signatures.statistics import Statistics, subsample
 
 Ensemble = Sequence[Classifier]
 
 _WEIGHT_PENALTY = 0.1  # nats per unit of variance of the weights' logarithms
+_FITTED = 3  # members whose weights are fitted
+_JOINT = 0.5  # spread of the fourth member's logits, as a share of that of the others' sum
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def fit_task_classifier(
     """Fit the ensemble of a task and fold it into one classifier, with a temperature and rounded as files hold it.
 
     The validation images weigh and calibrate an ensemble of the training images alone. Then an ensemble of both is
-    folded with the same weights. The fourth classifier of this file's drawing, which later tasks change, is
-    represented by discriminants with this task's own covariance.
+    folded with the same weights. The fifth classifier, which later tasks change, is represented by discriminants with
+    this task's own covariance.
 
     Args:
         train: of the training images.
@@ -76,9 +79,13 @@ def fit_classifier_from_sums(train: ClassSums, val: LabelledEmbeddings, head: He
         head: the head that was trained with the module; classes that it lacks are added (`extended_head`).
         trunk_width: width of the trunk's part of h_k.
     """
-    weights, temperature = _weights_and_temperature(_ensemble_of_sums(train, val, head, trunk_width), val, val.h)
+
+    def head_of(adapted: Classifier) -> Head:
+        return extended_head(head, adapted, val.h[:, trunk_width:])
+
+    weights, temperature = _weights_and_temperature(ensemble_of(train.statistics(), head_of, trunk_width), val, val.h)
     every = train.add(val.h, val.labels, len(train.counts))
-    folded = fold_ensemble(_ensemble_of_sums(every, val, head, trunk_width), weights)
+    folded = fold_ensemble(ensemble_of(every.statistics(), head_of, trunk_width), weights)
     return replace(folded, temperature=temperature).rounded(every.mean)
 
 
@@ -120,12 +127,6 @@ def _weights_and_temperature(
     return weights, fold_ensemble(ensemble, weights).calibrated(val.h, val.labels, trunk_logits).temperature
 
 
-def _ensemble_of_sums(sums: ClassSums, val: LabelledEmbeddings, head: Head, trunk_width: int) -> Ensemble:
-    adapted = Classifier.from_statistics(sums.statistics(trunk_width))
-    trunk = Classifier.from_statistics(sums.statistics(0, trunk_width)) if trunk_width else None
-    return ensemble_of(adapted, extended_head(head, adapted, val.h[:, trunk_width:]), trunk)
-
-
 def fit_ensemble(h: Embeddings, labels: Labels, classes: int, head: Head) -> Ensemble:
     """Fit the members of a task's ensemble, as classifiers of all d coordinates each.
 
@@ -136,25 +137,27 @@ def fit_ensemble(h: Embeddings, labels: Labels, classes: int, head: Head) -> Ens
         head: the head of training; it reads the last, adapted coordinates, as the first member does.
 
     Returns:
-        The members of this file's drawing, in that order; the third where an embedding has a trunk's part.
+        The members of this file's drawing, in that order; the last two where an embedding has a trunk's part.
     """
-    width = h.shape[1] - head.weight.shape[1]
-    adapted = Classifier.fit(h[:, width:], labels, classes)
-    return ensemble_of(adapted, head, Classifier.fit(h[:, :width], labels, classes) if width else None)
+    return ensemble_of(Statistics.fit(h, labels, classes), lambda adapted: head, h.shape[1] - head.weight.shape[1])
 
 
-def ensemble_of(adapted: Classifier, head: Head, trunk: Classifier | None) -> Ensemble:
+def ensemble_of(statistics: Statistics, head_of: Callable[[Classifier], Head], trunk_width: int) -> Ensemble:
     """Return the members of this file's drawing as classifiers of all d coordinates each.
 
     Args:
-        adapted: discriminants on the adapted part, p wide.
-        head: the head of training, p wide.
-        trunk: discriminants on the trunk's part, d - p wide; None where an embedding has none.
+        statistics: of the task's images on h_k.
+        head_of: returns the head of training, given the discriminants on the adapted part.
+        trunk_width: width of the trunk's part of h_k; with 0 there are two members.
     """
-    width, rest = (trunk.coef.shape[1], adapted.coef.shape[1]) if trunk else (0, 0)
+    adapted = Classifier.from_statistics(statistics.part(trunk_width))
+    head = head_of(adapted)
     trained = Classifier(head.weight.astype(np.float64), head.bias.astype(np.float64), 1.0)
-    ensemble = [_zero_padded(adapted, width, 0), _zero_padded(trained, width, 0)]
-    return [*ensemble, _zero_padded(trunk, 0, rest)] if trunk else ensemble
+    ensemble = [_zero_padded(adapted, trunk_width, 0), _zero_padded(trained, trunk_width, 0)]
+    if not trunk_width:
+        return ensemble
+    trunk = Classifier.from_statistics(statistics.first(trunk_width))
+    return [*ensemble, _zero_padded(trunk, 0, adapted.coef.shape[1]), Classifier.from_statistics(statistics)]
 
 
 def fit_ensemble_weights(ensemble: Ensemble, h: Embeddings, labels: Labels | None) -> Sequence[float]:
@@ -167,6 +170,9 @@ def fit_ensemble_weights(ensemble: Ensemble, h: Embeddings, labels: Labels | Non
     are averaged in as they are. The task's own stand for them here: their logits take part once more, and the weights
     are divided by the weight of that part.
 
+    The fourth member is added last, with _JOINT times the spread of the others' sum. Its weight is not fitted: on few
+    images that was worse (decision 28).
+
     Args:
         ensemble: as `fit_ensemble` returns it.
         h: embeddings of at least one image, (n, d) float32; 1,024 of them are enough.
@@ -176,14 +182,17 @@ def fit_ensemble_weights(ensemble: Ensemble, h: Embeddings, labels: Labels | Non
         return [1.0] + [0.0] * (len(ensemble) - 1)
     some = subsample(len(h))
     logits = [_centred(member.discriminants(h[some])) for member in ensemble]
-    first, *others = (float(np.sqrt((own**2).mean())) for own in logits)
+    logits, joint = logits[:_FITTED], logits[_FITTED:]
+    first, *others = map(_spread, logits)
     weights = np.array([1.0, *(first / own if own > 0 else 0.0 for own in others)])
     if labels is not None:
         unweighted = logits[2:]  # the trunk's, where there is one
         scaled = [own * weight for own, weight in zip(logits, weights, strict=True)]
         factors = _most_likely_factors(np.stack([*scaled, *unweighted]), labels[some])
         weights *= factors[: len(logits)] / (factors[-1] if unweighted else 1.0)
-    return [float(weight) for weight in weights]
+    fitted = [float(weight) for weight in weights]
+    summed = _spread(np.tensordot(weights, np.stack(logits), axes=1))
+    return [*fitted, *(_JOINT * summed / spread if (spread := _spread(own)) > 0 else 0.0 for own in joint)]
 
 
 def fold_ensemble(ensemble: Ensemble, weights: Sequence[float]) -> Classifier:
@@ -227,3 +236,8 @@ def _zero_padded(classifier: Classifier, before: int, after: int) -> Classifier:
 def _centred(logits: Matrix) -> Matrix:
     """Return logits (n, C) without their mean over the classes, which changes no probability."""
     return cast(Matrix, logits - logits.mean(axis=1, keepdims=True))
+
+
+def _spread(logits: Matrix) -> float:
+    """Return the root mean square of centred logits (n, C)."""
+    return float(np.sqrt((logits**2).mean()))

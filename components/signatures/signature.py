@@ -22,6 +22,7 @@ class Signature:
         support: density and conformal calibration on h_0.
         trunk_support: the same on the trunk's part of h_0; None where h_0 has none.
         classifier: the task's classes on h_k.
+        module: whether the task's module runs. Otherwise h_k is the frozen backbone's embedding.
     """
 
     task: str
@@ -31,3 +32,4 @@ class Signature:
     support: Support
     trunk_support: Support | None
     classifier: Classifier
+    module: bool = True

@@ -60,6 +60,10 @@ class Statistics:
         part = scatter.first(width) if isinstance(scatter, CompactScatter) else scatter[:width, :width]
         return Statistics(self.counts, self.means[:, :width], part)
 
+    def part(self, start: int) -> Statistics:
+        """Return the statistics of the coordinates from `start` on, of a scatter that is not compact."""
+        return Statistics(self.counts, self.means[:, start:], dense(self.scatter)[start:, start:])
+
     @property
     def degrees_of_freedom(self) -> float:
         """Degrees of freedom of the scatter: images minus classes."""

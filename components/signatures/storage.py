@@ -45,6 +45,7 @@ def write_signature(folder: Path, signature: Signature, scatter_rank: int, name:
             write_support(temporary / "trunk_support.safetensors", signature.trunk_support)
         write_classifier(temporary, classifier)
         facts = {"task": signature.task, "classes": signature.classes, "centroids": len(mixture.weights)}
+        facts |= {} if signature.module else {"module": False}
         write_json(temporary / "signature.json", facts)
 
 
@@ -78,6 +79,7 @@ def read_signature(folder: Path, name: str) -> Signature:
         read_support(folder / name / "support.safetensors"),
         read_support(trunk) if (trunk := folder / name / "trunk_support.safetensors").exists() else None,
         read_classifier(folder / name),
+        facts.get("module", True),
     )
 
 

@@ -53,6 +53,8 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: Proces
     with processes.first_before_others():  # the first one also removes checkpoints of other inputs
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
     settings, previous = config.finetune, config.task(task).previous
+    if TaskData.read(root, config, task, "train").is_of_one_class:  # nothing to tell apart: a link of the chain alone
+        settings = settings.model_copy(update={"epochs": 1, "views": 1})
     start = time.monotonic()
     views = {"train": settings.views, "val": 1}
     data = {name: TaskData.read(root, config, task, name) for name in views}

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from components.config import Config
-from components.modules.adapted_linear import AdaptedLinear, attach, outside, training_dtype
+from components.modules.adapted_linear import AdaptedLinear, attach, training_dtype
 from components.modules.low_rank import LowRank, Module
+from components.modules.orthogonality import outside
 from components.vision.backbone import Vit
 
 sizes = st.integers(1, 20)

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import IntaglioError
-from components.modules.adapted_linear import outside
 from components.modules.low_rank import (
     LowRank,
-    orthonormal_basis,
     read_component,
     read_past,
     stack,
     truncate,
 )
+from components.modules.orthogonality import orthonormal_basis, outside
 
 sizes = st.integers(2, 24)
 

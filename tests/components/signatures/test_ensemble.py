@@ -49,6 +49,8 @@ def test_folded_logits_are_the_sum_of_the_members_logits_at_one_scale() -> None:
     found = fit_ensemble(h, labels, 4, head)
     measured = [centred(scores) / centred(scores).std() for scores in (own, trained, trunk)]
     expected = np.sum(measured, axis=0) * centred(own).std()
+    joint = centred(Classifier.fit(h, labels, 4).discriminants(h))
+    expected += 0.5 * expected.std() * joint / joint.std()
     merged = fold_ensemble(found, fit_ensemble_weights(found, h, None))
     np.testing.assert_allclose(centred(merged.discriminants(h)), expected, rtol=1e-5, atol=1e-5)
 
@@ -69,10 +71,10 @@ def test_the_weights_are_those_of_the_smallest_penalised_loss(seed: int) -> None
     every, truths, head = a_task(seed, spread=0.5)
     h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
     found = fit_ensemble(h, labels, 4, head)
-    even, factors = (np.array(fit_ensemble_weights(found, held_out, known)) for known in (None, truth))
-    logits = [centred(member.discriminants(held_out)) for member in found]
+    even, factors = (np.array(fit_ensemble_weights(found, held_out, known)[:3]) for known in (None, truth))
+    logits = [centred(member.discriminants(held_out)) for member in found[:3]]
 
-    def cost(logs: np.ndarray) -> float:  # of the three members; the fourth classifier has weight 1
+    def cost(logs: np.ndarray) -> float:  # of the three fitted members; what is averaged in in use has weight 1
         scores = np.tensordot(even * np.exp(logs), logits, axes=1) + logits[2]
         return loss(scores, truth) + 0.1 * float(np.append(logs, 0.0).var())
 
@@ -82,10 +84,21 @@ def test_the_weights_are_those_of_the_smallest_penalised_loss(seed: int) -> None
         assert cost(logs) <= cost(logs + 0.05 * step) + 1e-6
 
 
+def test_the_joint_member_has_half_the_spread_of_the_others_sum() -> None:
+    every, truths, head = a_task()
+    found = fit_ensemble(every[::2], truths[::2], 4, head)
+    for known in (None, truths[1::2]):
+        weights = fit_ensemble_weights(found, every[1::2], known)
+        *fitted, joint = [
+            weight * centred(member.discriminants(every[1::2])) for weight, member in zip(weights, found, strict=True)
+        ]
+        assert joint.std() == pytest.approx(0.5 * sum(fitted).std(), rel=1e-6)
+
+
 def test_a_member_that_guesses_gets_a_smaller_weight() -> None:
     every, truths, head = a_task()
     h, labels, held_out, truth = every[::2], truths[::2], every[1::2], truths[1::2]
-    own, _, trunk = fit_ensemble(h, labels, 4, head)
+    own, _, trunk, _ = fit_ensemble(h, labels, 4, head)
     noise = np.random.default_rng(1).normal(size=(4, WIDTH))
     ensemble = [own, Classifier(noise, np.zeros(4), 1.0), trunk]
     even, factors = (np.array(fit_ensemble_weights(ensemble, held_out, known)) for known in (None, truth))
