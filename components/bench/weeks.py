@@ -231,9 +231,7 @@ class _Drawing:
             train, test = self._used[one.source, one.label]
             tested = min(one.test - test, count // 5)
             learned = min(one.train - train, count - tested)
-            self._append(
-                "update", task, [ClassBatch(one.label, (train, train + learned), (test, test + tested))]
-            )
+            self._append("update", task, [ClassBatch(one.label, (train, train + learned), (test, test + tested))])
 
     def _known_with_more(self, task: str) -> list[ClassSupply]:
         return [one for one in self._classes[task] if one.train - self._used[one.source, one.label][0] >= MORE_FROM]
@@ -242,9 +240,7 @@ class _Drawing:
         """Return classes of the task's source that no task has or will have."""
         taken = {(one.source, one.label) for group in self.groups for one in group.classes}
         taken |= {(one.source, one.label) for classes in self._classes.values() for one in classes}
-        return [
-            one for one in self.supply if one.source == self._live[task] and (one.source, one.label) not in taken
-        ]
+        return [one for one in self.supply if one.source == self._live[task] and (one.source, one.label) not in taken]
 
     def _drawn(self, names: Sequence[str]) -> str:
         return names[int(self.random.integers(len(names)))]

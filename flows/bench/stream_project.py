@@ -1,7 +1,7 @@
 """A project that lives for many weeks, with copies of the software of its own, so that this can be upgraded.
 
-    FOLDER/software-1, software-2    the packages that run it; the revisions of the second are raised
-    FOLDER/project                   as `intaglio init` makes it, with the settings of the user's project
+FOLDER/software-1, software-2    the packages that run it; the revisions of the second are raised
+FOLDER/project                   as `intaglio init` makes it, with the settings of the user's project
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ class SourceImages:
     @property
     def supply(self) -> list[ClassSupply]:
         """Return the classes with their numbers of images."""
-        return [
-            ClassSupply(*key, len(items), len(self.test.get(key, ()))) for key, items in sorted(self.train.items())
-        ]
+        return [ClassSupply(*key, len(items), len(self.test.get(key, ()))) for key, items in sorted(self.train.items())]
 
     def of(self, source: str, part: ClassBatch) -> Iterator[tuple[str, Item]]:
         """Yield the split and the image of each image of a batch."""
@@ -61,7 +59,9 @@ def find_images(declared: DeclaredStream, data: Sequence[Path], max_bytes: int) 
                 found[item.split][name, label_of(spec, item)].append(item)
     if len(left_out) == len(declared.spec.tasks):
         places = ", ".join(map(str, data)) or "no folder"
-        raise IntaglioError(f"stream {declared.name!r}: none of its sources is in {places}; use --data or INTAGLIO_DATA")
+        raise IntaglioError(
+            f"stream {declared.name!r}: none of its sources is in {places}; use --data or INTAGLIO_DATA"
+        )
     return SourceImages(found["train"], found["test"], tuple(left_out))
 
 

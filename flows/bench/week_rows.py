@@ -117,4 +117,4 @@ def _idle_weeks(weeks: Sequence[Week]) -> Iterator[int]:
 def _ratio(late: Sequence[Row], early: Sequence[Row], key: str) -> float | None:
     if not late or not early:
         return None
-    return round(median(row[key] for row in late) / median(row[key] for row in early), 4)
+    return round(float(median(row[key] for row in late) / median(row[key] for row in early)), 4)
