@@ -1,8 +1,8 @@
 """docs/results from stored results: `intaglio bench report`.
 
 The folder holds the tables of `bench quality` (quality/<stream>.parquet and .theory.json), what other benches wrote
-(inference.json, train.json, train_<name>.json, serve.json ...), the figures of the default run (default_run.json), those
-of a long stream (stream.json), and for each page a text written by hand that opens it (notes/<page>.md).
+(inference.json, train.json, train_<name>.json, serve.json ...), the figures of the default run (default_run.json) and
+those of a long stream (stream.json), and for each page a text written by hand that opens it (notes/<page>.md).
 """
 
 from __future__ import annotations
