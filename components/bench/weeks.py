@@ -28,7 +28,7 @@ _BETWEEN = 0.25  # probability of another event before the next task is added, a
 _OTHERS: tuple[Event, ...] = ("update", "retire", "nothing")
 _OTHER_SHARES = (0.55, 0.2, 0.25)
 _NEW_CLASS = 0.3  # share of updates that bring a new class
-_COMPARED = 3  # tasks of equal size at each end, at most
+_COMPARED, _TWIN = 3, 4  # tasks of equal size at each end, at most, and their number of classes
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,6 @@ class _Group:
     source: str
     classes: tuple[ClassSupply, ...]
 
-    @property
-    def size(self) -> tuple[str, int, int]:
-        """Return what two tasks of the same cost share."""
-        taken = [_first_batch(one).images for one in self.classes]
-        return self.source, len(taken), sum(taken)
-
 
 def plan_weeks(supply: Sequence[ClassSupply], tasks: int, seed: int) -> tuple[Week, ...]:
     """Draw the weeks of a stream in which `tasks` tasks are added.
@@ -109,18 +103,41 @@ def plan_weeks(supply: Sequence[ClassSupply], tasks: int, seed: int) -> tuple[We
     """
     random = np.random.default_rng(seed)
     usable = [one for one in supply if one.train >= FEWEST_TRAIN and one.test >= FEWEST_TEST]
-    groups = _groups(usable, random)
-    if len(groups) < tasks:
-        groups = _groups(usable, random, smallest=True)
-    if len(groups) < tasks:
+    ends = min(_COMPARED, (tasks - 1) // 2)
+    for compared, smallest in ((ends, False), (ends, True), (0, True)):  # the last one makes the most tasks
+        twins = _twins(usable, compared, random)
+        taken = {one for group in twins for one in group.classes}
+        others = _groups([one for one in usable if one not in taken], random, smallest)
+        if (most := len(others) + len(twins)) >= tasks:
+            break
+    else:
         raise IntaglioError(
-            f"--tasks {tasks}: the sources have {len(usable)} classes of enough images, which make {len(groups)} "
-            f"tasks; name more folders with --data, or ask for {len(groups)} tasks"
+            f"--tasks {tasks}: the sources have {len(usable)} classes of enough images, which make {most} tasks; "
+            f"name more folders with --data, or ask for {most} tasks"
         )
-    return _Drawing(random, usable, _in_order(groups, tasks, random)).weeks()
+    others, ends = others[: tasks - len(twins)], len(twins) // 2
+    return _Drawing(random, usable, [*others[:1], *twins[:ends], *others[1:], *twins[ends:]]).weeks()
 
 
-def _groups(supply: Sequence[ClassSupply], random: np.random.Generator, smallest: bool = False) -> list[_Group]:
+def _twins(supply: Sequence[ClassSupply], ends: int, random: np.random.Generator) -> list[_Group]:
+    """Return twice `ends` tasks of one source and size, for the second place on and for the end; fewer if need be.
+
+    Args:
+        supply: the classes that may be used.
+        ends: tasks wanted at each end.
+        random: draws the classes.
+    """
+    alike = defaultdict[tuple[str, int], list[ClassSupply]](list)
+    for one in supply:
+        alike[one.source, _first_batch(one).images].append(one)
+    found = [classes for _, classes in sorted(alike.items(), key=lambda item: -item[0][1])]  # many images first
+    classes = max(found, key=lambda own: min(ends, len(own) // (2 * _TWIN)), default=[])
+    drawn = [classes[place] for place in random.permutation(len(classes))]
+    count = 2 * min(ends, len(drawn) // (2 * _TWIN))
+    return [_Group(drawn[0].source, tuple(drawn[_TWIN * n : _TWIN * (n + 1)])) for n in range(count)]
+
+
+def _groups(supply: Sequence[ClassSupply], random: np.random.Generator, smallest: bool) -> list[_Group]:
     """Divide the classes of each source into tasks, in an order that mixes the sources.
 
     Args:
@@ -138,18 +155,6 @@ def _groups(supply: Sequence[ClassSupply], random: np.random.Generator, smallest
             groups.append(_Group(source, tuple(left[:size])))
             left = left[size:]
     return [groups[place] for place in random.permutation(len(groups))]
-
-
-def _in_order(groups: Sequence[_Group], tasks: int, random: np.random.Generator) -> list[_Group]:
-    """Choose `tasks` of the groups, those of the commonest size from the second place on and at the end."""
-    alike = defaultdict[tuple[str, int, int], list[_Group]](list)
-    for group in groups:
-        alike[group.size].append(group)
-    commonest = max(alike.values(), key=len)
-    ends = min(_COMPARED, (tasks - 1) // 2, len(commonest) // 2)
-    twins = commonest[: 2 * ends]
-    others = [group for group in groups if group not in twins][: tasks - 2 * ends]
-    return [*others[:1], *twins[:ends], *others[1:], *twins[ends:]]
 
 
 def _first_batch(one: ClassSupply) -> ClassBatch:
