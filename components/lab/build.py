@@ -1,4 +1,4 @@
-"""From a declared stream to folders of images, one per task, and a table of them: `intaglio bench stream`."""
+"""From a declared stream to folders of images, one per task, and a table of them: `intaglio bench build`."""
 
 from __future__ import annotations
 

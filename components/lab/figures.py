@@ -114,6 +114,32 @@ def cost_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
         return _svg(figure)
 
 
+def weeks_figure(found: Mapping[str, Any]) -> bytes:
+    """Draw the seconds of each week by its event, and below them the accuracy, beside that of the rivals."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 5))
+        above, below = figure.subplots(2, 1, sharex=True)
+        weeks = found["weeks"]
+        for event in dict.fromkeys(row["event"] for row in weeks):
+            own = [(row["week"], row["seconds"]) for row in weeks if row["event"] == event]
+            above.plot(*zip(*own, strict=True), "o", ms=3, label=event)
+        above.set_ylim(bottom=0)
+        above.set_ylabel("seconds")
+        number = [row["week"] for row in weeks]
+        for key, style in (("accuracy", "-"), ("label_accuracy", ":")):
+            below.plot(number, [100 * row[key] for row in weeks], style, lw=1, color="C0", label=key)
+        measured = [row for row in found["rivals"] if row["accuracy"] is not None]
+        for rival in dict.fromkeys(row["rival"] for row in measured):
+            own = [(row["week"], 100 * row["accuracy"]) for row in measured if row["rival"] == rival]
+            below.plot(*zip(*own, strict=True), "s--", ms=3, lw=0.6, label=rival)
+        below.set_xlabel("week")
+        below.set_ylabel("accuracy, %")
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        return _svg(figure)
+
+
 def _against_tasks(axes: Any, rows: Sequence[Mapping[str, float]]) -> None:
     tasks = [row["tasks"] for row in rows]
     for key, style in (("smallest", "-"), ("median", "--")):

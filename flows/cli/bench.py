@@ -143,7 +143,7 @@ def serve(
 
 
 @bench.command()
-def stream(
+def build(
     name: Annotated[str, typer.Argument(help="Name of a stream of the laboratory, or the path of a YAML file.")],
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; without it .intaglio/lab/streams/NAME.")] = None,
@@ -162,6 +162,50 @@ def stream(
         counts = own["split"].value_counts()
         print(f"{task:<24} {own['label'].nunique():>4} classes, {counts['train']} + {counts.get('test', 0)} images")
     print(f"{table['task'].nunique()} tasks in {folder}")
+
+
+@bench.command()
+def stream(
+    report: JsonReport,
+    tasks: Annotated[
+        int, typer.Option(min=1, help="Tasks that are added in all; there are about 1.4 times the weeks.")
+    ] = 100,
+    data: Data = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that draws what happens in each week.")] = 0,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the project and the finished weeks, so that the same command goes on."),
+    ] = None,
+    rivals: Annotated[bool, typer.Option(help="Compare with other ways to learn in every tenth week.")] = True,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="Archive the tasks of earlier weeks at the next change too.")
+    ] = False,
+    sources: Annotated[
+        str, typer.Option(help="Stream of the laboratory, or YAML file, whose sources are split into small tasks.")
+    ] = "weeks",
+    settings: Settings = None,
+) -> None:
+    """Let a new project live for many weeks on real images, and measure what each week costs.
+
+    Each week a task is added, updated or retired, or nothing happens; then the pipeline runs to promotion, and the
+    images are deleted. The file is written anew after each week. Exit status 1: something that a task left changed.
+    """
+    import tempfile
+
+    from components.io import write_json
+    from flows.bench.stream import StreamBenchSettings, bench_stream
+    from flows.settings import find_root
+
+    root, report, keep = find_root(), report.absolute(), keep.absolute() if keep else None
+    given = tuple(folder.resolve() for folder in data or [])
+    asked = StreamBenchSettings(tasks, seed, sources, given, tuple(settings or ()), rivals, archive)
+    with tempfile.TemporaryDirectory(prefix="intaglio-weeks-") as scratch:
+        found = bench_stream(root, asked, keep or Path(scratch), lambda figures: write_json(report, figures))
+    print(
+        ", ".join(
+            f"{name} {value if value is None else format(value, '.2f')}" for name, value in found["ratios"].items()
+        )
+    )
 
 
 @bench.command()

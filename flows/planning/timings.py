@@ -13,7 +13,7 @@ from flows.settings import SCRATCH
 
 def record_seconds(root: Path, stage: str, seconds: float) -> None:
     """Remember how long a stage took."""
-    write_json(_path(root), _read(root) | {stage: round(seconds, 1)})
+    write_json(_path(root), read_timings(root) | {stage: round(seconds, 1)})
 
 
 def expected_seconds(root: Path, stages: Iterable[str]) -> tuple[float, list[str]]:
@@ -21,7 +21,7 @@ def expected_seconds(root: Path, stages: Iterable[str]) -> tuple[float, list[str
 
     A stage that never ran itself is expected to take the mean of its kind: of `finetune@new`, that of all finetunes.
     """
-    known, total, unknown = _read(root), 0.0, dict[str, None]()
+    known, total, unknown = read_timings(root), 0.0, dict[str, None]()
     for stage in stages:
         kind = stage.partition("@")[0]
         alike = [seconds for name, seconds in known.items() if name.partition("@")[0] == kind]
@@ -32,7 +32,8 @@ def expected_seconds(root: Path, stages: Iterable[str]) -> tuple[float, list[str
     return total, [*unknown]
 
 
-def _read(root: Path) -> dict[str, float]:
+def read_timings(root: Path) -> dict[str, float]:
+    """Return the seconds of each stage when it last ran, by its name; of none where nothing is known."""
     try:
         known = read_json(_path(root))
     except IntaglioError:  # none yet, or torn by a kill

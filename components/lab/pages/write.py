@@ -1,8 +1,8 @@
 """docs/results from stored results: `intaglio bench report`.
 
 The folder holds the tables of `bench quality` (quality/<stream>.parquet and .theory.json), what other benches wrote
-(inference.json, train.json, train_<name>.json, serve.json ...), the figures of the default run (default_run.json), and
-for each page a text written by hand that opens it (notes/<page>.md).
+(inference.json, train.json, train_<name>.json, serve.json ...), the figures of the default run (default_run.json) and
+those of a long stream (stream.json), and for each page a text written by hand that opens it (notes/<page>.md).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pandas as pd
 
 from components.errors import IntaglioError
 from components.io import read_json, read_table, write_bytes, write_text
-from components.lab.figures import accuracy_figure, budget_figure, budget_rows, cost_figure, theory_figure
-from components.lab.pages import ablations, index, measurements, theory
+from components.lab.figures import accuracy_figure, budget_figure, budget_rows, cost_figure, theory_figure, weeks_figure
+from components.lab.pages import ablations, index, measurements, theory, weeks
 from components.lab.tables import summarise
 
 _HEAD = """# {title}
@@ -39,9 +39,10 @@ def write_pages(folder: Path) -> list[Path]:
     tables = {path.stem: read_table(path) for path in sorted(folder.glob("quality/*.parquet"))}
     theories = {path.name.partition(".")[0]: read_json(path) for path in sorted(folder.glob("quality/*.theory.json"))}
     benches = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    default_run = benches.pop("default_run", None)
+    default_run, stream = benches.pop("default_run", None), benches.pop("stream", None)
+    figures = _figures(tables, theories, benches) | ({"stream.svg": weeks_figure(stream)} if stream else {})
     written = []
-    for name, content in _figures(tables, theories, benches).items():
+    for name, content in figures.items():
         written.append(folder / "figures" / name)
         write_bytes(written[-1], content)
     pages = {
@@ -51,6 +52,8 @@ def write_pages(folder: Path) -> list[Path]:
         "ablations": ("Ablations", ablations.lines(tables)),
         "theory": ("Theory beside practice", theory.lines(theories)),
     }
+    if stream:
+        pages["stream"] = ("A stream of many weeks", weeks.lines(stream))
     for name, (title, lines) in pages.items():
         written.append(folder / f"{name}.md")
         write_text(written[-1], "\n".join([_HEAD.format(title=title), *_note(folder, name), *lines]).rstrip() + "\n")

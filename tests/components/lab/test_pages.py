@@ -68,6 +68,30 @@ def test_measurements_have_a_table_their_facts_and_a_figure(tmp_path: Path) -> N
     assert "shortlist" in (tmp_path / "figures" / "cost.svg").read_text()
 
 
+def test_a_long_stream_has_a_page_and_a_figure(tmp_path: Path) -> None:
+    plain = {"stages": {}, "bytes_kept": 2_500_000, "peak_memory_mb": 900.4, "label_accuracy": 0.7}
+    weeks = [
+        plain | {"week": 1, "event": "add", "seconds": 41.2, "images_read": 150, "accuracy": 0.9, "forgetting": None},
+        plain | {"week": 2, "event": "nothing", "seconds": 3.21, "images_read": 0, "accuracy": 0.6, "forgetting": 0.1},
+    ]
+    rivals = [{"week": 2, "rival": "joint", "seconds": 80.5, "accuracy": 0.5, "how": "x"}]
+    ratios = {"add_at_end_to_add_at_2": None, "nothing_at_end_to_nothing_at_6": 1.25}
+    figures = {"device": "a device", "weeks": weeks, "rivals": rivals, "ratios": ratios, "command": "intaglio bench"}
+    write_json(tmp_path / "stream.json", figures)
+    assert tmp_path / "stream.md" in write_pages(tmp_path)
+    page = (tmp_path / "stream.md").read_text()
+    for expected in (
+        "| `nothing_at_end_to_nothing_at_6` | 1.25 |",
+        "| add | 1 | 41 | 41 | 41 | 900 | 150 |",
+        "| 2 | nothing | 3.21 | 0 | 2.5 | 900 | 60.0 | 70.0 | 10.0 |",
+        "joint",
+        "`intaglio bench`; device a device.",
+    ):
+        assert expected in page
+    assert "label_accuracy" in (tmp_path / "figures" / "stream.svg").read_text()
+    assert "stream" not in (tmp_path / "performance.md").read_text()
+
+
 def test_the_same_results_give_the_same_bytes(rows: pd.DataFrame, tmp_path: Path) -> None:
     store_rows(tmp_path / "quality" / "small.parquet", rows)
     before = {path: path.read_bytes() for path in write_pages(tmp_path)}
