@@ -21,16 +21,16 @@ ABLATIONS = ("intaglio_", "signature_")  # ablations of ours, on a page of their
 
 
 def lines(
-    tables: Mapping[str, pd.DataFrame], default_run: Mapping[str, Any] | None, stream: bool = False
+    tables: Mapping[str, pd.DataFrame], default_run: Mapping[str, Any] | None, long_stream: bool = False
 ) -> Iterator[str]:
     """Compare ours with its rivals on the default run and on every stream, with default settings.
 
     Args:
         tables: the rows of each stream.
         default_run: its figures, if stored.
-        stream: whether there is a page of a long stream.
+        long_stream: whether there is a page of a long stream.
     """
-    yield f"{_LINKS} {_STREAM_LINK if stream else ''}".rstrip() + "\n"
+    yield f"{_LINKS} {_STREAM_LINK if long_stream else ''}".rstrip() + "\n"
     if default_run:
         yield "## The default run\n"
         yield from row_table(default_run["methods"])
