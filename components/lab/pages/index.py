@@ -16,12 +16,21 @@ _LINKS = (
     "More: [the default run](default-run.md), [what things cost](performance.md), [ablations](ablations.md) and "
     "[the methods](ablations.md#the-methods), [theory beside practice](theory.md), [history](history.md)."
 )
+_STREAM_LINK = "What a week costs after many: [a long stream](stream.md)."
 ABLATIONS = ("intaglio_", "signature_")  # ablations of ours, on a page of their own
 
 
-def lines(tables: Mapping[str, pd.DataFrame], default_run: Mapping[str, Any] | None) -> Iterator[str]:
-    """Compare ours with its rivals on the default run and on every stream, with default settings."""
-    yield f"{_LINKS}\n"
+def lines(
+    tables: Mapping[str, pd.DataFrame], default_run: Mapping[str, Any] | None, long_stream: bool = False
+) -> Iterator[str]:
+    """Compare ours with its rivals on the default run and on every stream, with default settings.
+
+    Args:
+        tables: the rows of each stream.
+        default_run: its figures, if stored.
+        long_stream: whether there is a page of a long stream.
+    """
+    yield f"{_LINKS} {_STREAM_LINK if long_stream else ''}".rstrip() + "\n"
     if default_run:
         yield "## The default run\n"
         yield from row_table(default_run["methods"])

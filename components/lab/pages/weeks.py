@@ -28,7 +28,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     if found["rivals"]:
         yield "\nThe same stream, learned in other ways:\n"
         yield from row_table(found["rivals"])
-    yield f"\n{facts({key: value for key, value in found.items() if key != 'ratios'})}"
+    notes = str(found.get("notes", ""))
+    yield f"\n{facts({key: value for key, value in found.items() if key not in ('ratios', 'notes')})} {notes}".rstrip()
 
 
 def _by_event(weeks: Sequence[Row]) -> list[str]:

@@ -46,7 +46,7 @@ def write_pages(folder: Path) -> list[Path]:
         written.append(folder / "figures" / name)
         write_bytes(written[-1], content)
     pages = {
-        "index": ("Results", index.lines(tables, default_run)),
+        "index": ("Results", index.lines(tables, default_run, stream is not None)),
         "default-run": ("The default run", measurements.lines({"default_run": default_run} if default_run else {})),
         "performance": ("What things cost", measurements.lines(benches)),
         "ablations": ("Ablations", ablations.lines(tables)),
