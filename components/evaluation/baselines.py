@@ -33,7 +33,9 @@ def baselines(scores: StreamScores) -> dict[str, dict[str, float]]:
         discriminant analysis with the pooled covariance. A row of results each.
     """
     tasks = [signature.statistics.first(scores.frozen_width) for signature in scores.signatures]
-    retriever = PooledRetriever.fit(tasks)
+    scatter, degrees = scores.pooled
+    width = scores.frozen_width
+    retriever = PooledRetriever.of_scatter(tasks, scatter[:width, :width], degrees)
     means = np.concatenate([statistics.means for statistics in tasks])
     h0 = scores.h0[:, : scores.frozen_width]
     h = h0.astype(np.float64)

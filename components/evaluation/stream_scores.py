@@ -25,6 +25,7 @@ from components.records.storage import read_cards, read_recorded_images
 from components.retrieval.pooled import PooledRetriever
 from components.retrieval.shortlist import RetrievalResult, TaskRetriever
 from components.signatures.signature import Signature
+from components.signatures.statistics import Statistics, pooled_scatter
 from components.signatures.storage import read_signature
 
 
@@ -109,10 +110,20 @@ class StreamScores:
         ]
         return np.stack(columns, axis=1)
 
+    @property
+    def statistics(self) -> list[Statistics]:
+        """Return the statistics of the tasks, in order."""
+        return [signature.statistics for signature in self.signatures]
+
+    @cached_property
+    def pooled(self) -> tuple[Matrix, float]:
+        """Return the scatter (d, d) of all tasks together, and its degrees of freedom."""
+        return pooled_scatter(self.statistics)
+
     @cached_property
     def retriever(self) -> PooledRetriever:
         """Return the retriever of all T tasks."""
-        return PooledRetriever.fit([signature.statistics for signature in self.signatures])
+        return PooledRetriever.of_scatter(self.statistics, *self.pooled)
 
     @cached_property
     def pooled_scores(self) -> Matrix:
@@ -121,7 +132,8 @@ class StreamScores:
 
     def with_known(self, settings: Shortlist, known: int) -> KnownTasks:
         """Retrieve and classify the images of the first `known` tasks as it is served where only these are known."""
-        task_retriever = TaskRetriever.fit(self.signatures[:known], settings)
+        fitted = self.retriever if known == len(self.signatures) else None
+        task_retriever = TaskRetriever.fit(self.signatures[:known], settings, fitted)
         width, count = task_retriever.trunk_width, sum(len(images) for images in self.images[:known])
         h0 = self.h0[:count]
         found = task_retriever.find(h0[:, :width], lambda rows: h0[rows, width:])

@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 from components.arrays import Matrix, Vector
 from components.evaluation.stream_scores import StreamScores
 from components.retrieval.pooled import PooledRetriever
+from components.signatures.scatter import dense
 
-MOST = 10  # tasks that are left out in turn
+MOST = 6  # tasks that are left out in turn
 
 
 def rejection(scores: StreamScores) -> dict[str, Any]:
@@ -49,7 +50,12 @@ def rejection(scores: StreamScores) -> dict[str, Any]:
 def _knownness(scores: StreamScores, left_out: int) -> Mapping[str, Vector]:
     """Return each score, larger where an image looks known to the tasks other than `left_out`, (n,)."""
     kept = [number for number in range(len(scores.signatures)) if number != left_out]
-    retriever = PooledRetriever.fit([scores.signatures[number].statistics for number in kept])
+    (scatter, degrees), without = scores.pooled, scores.statistics[left_out]
+    retriever = PooledRetriever.of_scatter(
+        [scores.statistics[number] for number in kept],
+        scatter - dense(without.scatter),
+        degrees - without.degrees_of_freedom,
+    )
     closeness: Matrix = retriever.class_scores(scores.h0)
     return {
         # p-values are equal for all images beyond the held-out ones; the score behind them is not.

@@ -20,7 +20,8 @@ from scipy.linalg import lapack, solve_triangular
 from scipy.special import logsumexp
 
 from components.arrays import Arrays, Embeddings, Float32, Indices, Matrix
-from components.signatures.statistics import Statistics, pooled_covariance
+from components.signatures.scatter import shrunk_covariance
+from components.signatures.statistics import Statistics, pooled_scatter
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,21 @@ class PooledRetriever:
     @classmethod
     def fit(cls, tasks: Sequence[Statistics]) -> PooledRetriever:
         """Pool the statistics of all tasks so far, in order."""
+        return cls.of_scatter(tasks, *pooled_scatter(tasks))
+
+    @classmethod
+    def of_scatter(cls, tasks: Sequence[Statistics], scatter: Matrix, degrees_of_freedom: float) -> PooledRetriever:
+        """Fit from a scatter that was pooled before: to pool that of a hundred tasks takes seconds.
+
+        Args:
+            tasks: their means count, in order.
+            scatter: of all of them together, (d, d).
+            degrees_of_freedom: likewise.
+        """
         means = np.concatenate([statistics.means for statistics in tasks])
+        covariance = shrunk_covariance(scatter, degrees_of_freedom)
         # LAPACK's inverse of a triangular matrix takes a fifth of the time of numpy's inv in thousands of dimensions.
-        inverse, _ = lapack.dtrtri(np.linalg.cholesky(pooled_covariance(tasks)), lower=1)
+        inverse, _ = lapack.dtrtri(np.linalg.cholesky(covariance), lower=1)
         whitener = np.asarray(inverse, order="C").T
         task_of_class = np.repeat(np.arange(len(tasks)), [len(statistics.means) for statistics in tasks])
         return cls(whitener, means @ whitener, task_of_class)

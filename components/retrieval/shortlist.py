@@ -77,11 +77,19 @@ class TaskRetriever:
     settings: Settings
 
     @classmethod
-    def fit(cls, signatures: Sequence[Signature], settings: Settings) -> TaskRetriever:
-        """Fit both stages to the signatures of all tasks so far, in order."""
+    def fit(
+        cls, signatures: Sequence[Signature], settings: Settings, fitted: PooledRetriever | None = None
+    ) -> TaskRetriever:
+        """Fit both stages to the signatures of all tasks so far, in order.
+
+        Args:
+            signatures: of the tasks.
+            settings: `shortlist` of params.yaml.
+            fitted: the retriever on all of h_0, where it was fitted before.
+        """
         statistics = [signature.statistics for signature in signatures]
         supports = TaskSupports(tuple(signature.support for signature in signatures))
-        full = RetrievalStage(PooledRetriever.fit(statistics).linear(), supports)
+        full = RetrievalStage((fitted or PooledRetriever.fit(statistics)).linear(), supports)
         trunk_supports = tuple(signature.trunk_support for signature in signatures if signature.trunk_support)
         if not trunk_supports:
             return cls(None, full, settings)
