@@ -93,7 +93,7 @@ def test_a_task_retires_and_comes_back(terminal: Terminal) -> None:
     assert "passed   lost_tasks" in shown
     assert metrics_of(root)["tasks"] == ["pixels", "negatives"]
     terminal.types("task", "restore", "photos")
-    terminal.types("run")
+    terminal.dvc("repro")
     assert left_by_tasks(root) == before
     assert (root / "reports/predictions.parquet").read_bytes() == whole
 
@@ -107,7 +107,9 @@ def test_a_lost_line_in_params_is_no_retirement(terminal: Terminal) -> None:
     assert "BLOCKED  lost_tasks" in shown
     assert "negatives" in shown
     path.write_text(text)
-    assert "champion" in terminal.types("run")
+    before = left_by_tasks(terminal.root)
+    terminal.dvc("repro")  # what the lost line left comes back from DVC's cache
+    assert any("negatives" in name for name in left_by_tasks(terminal.root).keys() - before.keys())
 
 
 def test_everything_works_after_all_images_are_gone(terminal: Terminal) -> None:
@@ -117,18 +119,16 @@ def test_everything_works_after_all_images_are_gone(terminal: Terminal) -> None:
         terminal.types("task", "archive", task, "--delete-images")
     shutil.rmtree(root / ".intaglio/trunk")
     assert "finetune" not in terminal.types("plan")
-    terminal.types("run")
+    terminal.dvc("repro")
+    assert "up to date" in terminal.dvc("status")
     assert left_by_tasks(root) == before
     assert metrics_of(root)["per_task"] == answers["per_task"]
     assert "pixels: kept in question" in terminal.types("certificate")
-    terminal.dvc("repro")
-    assert "up to date" in terminal.dvc("status")
     write_negative_digits({3: root / "again/two"})
     terminal.types("task", "update", "negatives", "again")
-    assert ran(terminal.types("run")) == {"update@negatives.2", "evaluate", "report", "bundle"}
     write_negative_digits({4: root / "late/four"})
     terminal.types("task", "add", "late", "late")
-    assert "finetune@late" in ran(terminal.types("run"))
+    assert {"update@negatives.2", "finetune@late"} <= ran(terminal.types("run"))
     after = left_by_tasks(root)
     assert {name: after[name] for name in before} == before
     states = {row["name"]: row["state"] for row in json.loads(terminal.types("task", "list", "--json"))}
