@@ -67,8 +67,9 @@ def test_the_next_task_is_learned_after_the_images_of_an_earlier_one_are_gone(te
     assert now["tasks"] == ["pixels", "photos", "negatives"]
     assert now["accuracy_matrix"][:2] == measured["accuracy_matrix"]  # type: ignore[index]
     assert "image files are gone" in (root / "reports/report.html").read_text()
-    picture = next(kept.rglob("*.png"))
-    assert json.loads(terminal.types("predict", str(picture), "--json", "--force"))["task"] == "photos"
+    lines = terminal.types("predict", str(kept), "--json", "--force").splitlines()
+    tasks = [json.loads(line)["task"] for line in lines if line.startswith("{")]
+    assert tasks.count("photos") > 0.7 * len(tasks) > 30
 
 
 def test_more_images_and_a_new_class_change_no_module_and_no_other_task(terminal: Terminal) -> None:
@@ -79,9 +80,10 @@ def test_more_images_and_a_new_class_change_no_module_and_no_other_task(terminal
     after = left_by_tasks(root)
     assert {name: after[name] for name in before} == before
     assert {name.split("/")[2] for name in after.keys() - before.keys()} == {"negatives.1"}
-    picture = next((root / "more/two").iterdir())
-    answer = json.loads(terminal.types("predict", str(picture), "--json", "--force"))
-    assert (answer["task"], answer["label"]) == ("negatives", "two")
+    lines = terminal.types("predict", str(root / "more/two"), "--json", "--force").splitlines()
+    answers = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [answer["task"] for answer in answers].count("negatives") > 0.7 * len(answers) > 15
+    assert "two" in {answer["label"] for answer in answers}
 
 
 def test_a_task_retires_and_comes_back(terminal: Terminal) -> None:
