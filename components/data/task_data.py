@@ -78,11 +78,6 @@ class TaskData:
         """Return the number n of images."""
         return len(self.names)
 
-    @property
-    def is_of_one_class(self) -> bool:
-        """Return whether the task has one class only."""
-        return len(self.classes) == 1
-
     def take(self, rows: Indices) -> TaskData:
         """Return the images in these rows, in their order."""
         names, paths, digests = (tuple(part[row] for row in rows) for part in (self.names, self.paths, self.digests))

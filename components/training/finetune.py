@@ -53,11 +53,11 @@ def _finetune(root: Path, config: Config, task: str, vit: Vit, processes: Proces
     with processes.first_before_others():  # the first one also removes checkpoints of other inputs
         checkpoints = Checkpoints.open(root, task, _inputs(root, config, task, vit, processes), __name__)
     settings, previous = config.finetune, config.task(task).previous
-    if TaskData.read(root, config, task, "train").is_of_one_class:  # nothing to tell apart: a link of the chain alone
+    data = {name: TaskData.read(root, config, task, name) for name in ("train", "val")}
+    if len(data["train"].classes) == 1:  # nothing to tell apart: a link of the chain alone
         settings = settings.model_copy(update={"epochs": 1, "views": 1})
     start = time.monotonic()
     views = {"train": settings.views, "val": 1}
-    data = {name: TaskData.read(root, config, task, name) for name in views}
     train, val = (read_split(root, config, vit, data[name], name, processes, views[name]) for name in views)
     trunk_seconds = time.monotonic() - start
     splits = TaskSplits(train, val, len(data["train"].classes))

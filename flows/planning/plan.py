@@ -18,7 +18,7 @@ from flows.lock_file import LockFile, in_cache
 from flows.planning.dag import Dag, StageStatus, read_dag, stage_status
 from flows.planning.reasons import changed_settings, reason_of
 from flows.planning.timings import expected_seconds
-from flows.tasks.dvc_files import left_by
+from flows.tasks.dvc_files import learned_tasks, left_by
 
 LEARNING = ("ingest", "validate", "finetune")  # the stages that make a task what was learned
 _NAMED = 3  # files in a line
@@ -122,8 +122,10 @@ class _Protected:
             return not self._can_be_restored(stage)
         if kind not in OF_IMAGES or (self.root / self.config.task(name).folder).is_dir():
             return False
-        if stage not in self.status or self._can_be_restored(stage):
-            return stage not in self.status
+        if stage not in self.status:
+            return True
+        if self._can_be_restored(stage):
+            return False
         if not self._has_outs(stage):
             raise IntaglioError(
                 f"{stage}: task {name!r} left no {kind} yet, and its images in {self.config.task(name).folder} are "
@@ -241,10 +243,9 @@ def _check_backbone(
         status: of the stages that DVC calls changed.
         retrain: learned tasks that may be trained again.
     """
-    learned = [task for task in config.chain if task in config.stream.archived or lock.has_learned(task)]
     if "backbone" not in lock.stages or "backbone" not in status or not status["backbone"].params:
         return
-    if bound := [task for task in learned if task not in retrain]:
+    if bound := [task for task in learned_tasks(root, config) if task not in retrain]:
         words = changed_settings(root, lock, "backbone", status["backbone"].params)
         raise IntaglioError(
             f"params.yaml: {words}, but {', '.join(bound)} {'was' if len(bound) == 1 else 'were'} learned on the "

@@ -23,6 +23,7 @@ from flows.pipeline.prefect_server import healthy
 from flows.project.check_result import GB, CheckResult, gigabytes
 from flows.registry.moved_project import former_root
 from flows.settings import SCRATCH
+from flows.tasks.dvc_files import learned_tasks
 from flows.tasks.preflight import preflight
 
 _LEAST_BYTES, _FEW_BYTES = GB // 2, 5 * GB  # a version of the default stream takes 0.1 GB, its trunk cache some more
@@ -106,8 +107,7 @@ def check_tasks(root: Path, config: Config) -> CheckResult:
         found = first.removeprefix(f"{root / 'params.yaml'}: ") + (f" (and {len(more)} more)" if more else "")
         return CheckResult("tasks", "FAIL", found, "put the folder back, or correct its line in params.yaml")
     gone = [name for name in config.tasks if not (root / config.task(name).folder).is_dir()]
-    learned = _learned(root)
-    to_learn = [name for name in config.tasks if name not in learned and name not in config.stream.archived]
+    to_learn = _to_learn(root, config)
     lost = [name for name in gone if name not in to_learn and not record_folder(root, config.generation(name)).is_dir()]
     if lost:
         return CheckResult(
@@ -118,11 +118,12 @@ def check_tasks(root: Path, config: Config) -> CheckResult:
     return CheckResult("tasks", "ok", f"{len(config.tasks) - len(to_learn)} learned{rest}")
 
 
-def _learned(root: Path) -> set[str]:
+def _to_learn(root: Path, config: Config) -> list[str]:
     try:
-        return {name.partition("@")[2] for name in LockFile.read(root).stages if name.startswith("finetune@")}
+        learned: tuple[str, ...] = learned_tasks(root, config)
     except (IntaglioError, AttributeError):  # the check of dvc.lock says so
-        return set()
+        learned = tuple(config.stream.archived)
+    return [name for name in config.tasks if name not in learned]
 
 
 def check_remote(root: Path) -> tuple[CheckResult, Path]:
